@@ -1,0 +1,95 @@
+"""Errors for people: what was wrong, where, and what to do about it.
+
+Every error that a user can cause derives from :class:`RouterError`; the commands print its message as one line
+and exit with :attr:`RouterError.exit_code`, the server turns it into the dialect's error shape.
+"""
+
+from __future__ import annotations
+
+
+class RouterError(Exception):
+    """Base of all errors that are explained to a person rather than traced.
+
+    ``exit_code`` is the status a command ends with: 1, the work failed; 2, the call was wrong.
+    """
+
+    exit_code = 1
+
+
+class UsageError(RouterError):
+    """The call itself was wrong: a flag, a path, a name that is not there."""
+
+    exit_code = 2
+
+
+class DatasetError(RouterError):
+    """A dataset or one of its rows cannot be used. The message names file, line and field."""
+
+
+class EncoderError(RouterError):
+    """An encoder is missing, damaged, or not the one that a bundle was trained with."""
+
+
+class BundleError(RouterError):
+    """A bundle is missing, damaged, of a newer schema, or does not reproduce its probes."""
+
+
+class PolicyError(RouterError):
+    """A policy is not valid. The message names the key and, where known, the line."""
+
+
+class RequestError(RouterError):
+    """A request to the server is wrong; becomes an HTTP 4xx in the dialect's error shape.
+
+    Parameters
+    ----------
+    message : str
+        For the caller; never holds a key, a prompt or a traceback.
+    status : int
+        HTTP status, 400 by default.
+    param : str or None
+        The field of the body that is wrong.
+    code : str or None
+        A short stable word, as OpenAI's ``error.code``.
+    """
+
+    def __init__(
+        self, message: str, *, status: int = 400, param: str | None = None, code: str | None = None
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.param = param
+        self.code = code
+
+
+class UpstreamError(RouterError):
+    """A provider answered with an error, or not at all.
+
+    Parameters
+    ----------
+    message : str
+        The provider's words with secrets removed.
+    status : int
+        The status the provider gave, or 502 / 504 where it gave none.
+    retry_after : str or None
+        The provider's ``Retry-After``, passed on as it came.
+    type, code, param : str or None
+        The fields of the provider's error, where it has them.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        status: int,
+        retry_after: str | None = None,
+        type: str | None = None,
+        code: str | None = None,
+        param: str | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.retry_after = retry_after
+        self.type = type
+        self.code = code
+        self.param = param

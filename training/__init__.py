@@ -1,0 +1,1 @@
+"""Train, measure and tune routers: a labelled dataset in, a bundle out."""

@@ -1,0 +1,168 @@
+"""A sentence-transformers model → int8 ONNX encoder directory, with its agreement measured.
+
+Needs the ``encoders`` extra. Weights are quantised dynamically to int8 per channel: per tensor, the embeddings of
+MiniLM-sized models drift too far from the original to be used.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from router.errors import EncoderError
+from router.features import CONFIG_FILE, MODEL_FILE, TOKENIZER_FILE, EncoderConfig, OnnxEncoder
+
+# The lowest mean cosine with the original at which an export is accepted.
+MINIMUM_AGREEMENT = 0.99
+
+# What agreement is measured on where the caller gives no texts: short and long, code, other scripts, odd input.
+AGREEMENT_TEXTS = (
+    "hi",
+    "What is the capital of Australia?",
+    "Undo the last change and run the tests again.",
+    "Prove that the square root of 2 is irrational, then generalise to any prime.",
+    "def f(xs):\n    return sorted(set(xs), key=xs.index)\n\nWhy is this quadratic, and how would you fix it?",
+    "Schreibe eine kurze Absage an einen Lieferanten, freundlich, aber bestimmt.",
+    "次の文章を三行で要約してください。機械学習の評価では、分割の仕方が結果を大きく変えることがある。",
+    "SELECT customer_id, SUM(total) FROM orders WHERE created_at >= '2026-01-01' GROUP BY 1 HAVING SUM(total) > 100",
+    "Our p99 went from 80 ms to 2 s after moving the cache to another zone. Here is what we know so far: "
+    "hit rate unchanged, connections doubled, CPU flat. List hypotheses in the order you would test them.",
+    "Write a limerick about a database that forgot its index.",
+    "{\"error\": {\"code\": 429, \"message\": \"rate limited\"}} what does this mean for my retry policy?",
+    "A train leaves at 14:05 at 72 km/h, another at 14:35 at 96 km/h on the same track. When does it catch up?",
+    "Summarise the differences between optimistic and pessimistic locking. " * 6,
+    "¿Puedes traducir este correo al inglés y hacerlo más formal?",
+    "¯\\_(ツ)_/¯ idk just make it work lol",
+    "git commit message for: bump urllib3, drop py3.8, fix flaky retry test",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Agreement:
+    """Cosine between the original's embeddings and the exported ones, over ``n`` texts."""
+
+    n: int
+    mean: float
+    worst: float
+
+
+def export_encoder(model: str, out: Path, *, name: str | None = None) -> Agreement:
+    """Export a sentence-transformers model (a path or a hub's name) into the directory ``out``.
+
+    The directory appears complete or not at all.
+
+    Raises
+    ------
+    EncoderError
+        The model cannot be loaded, pools in a way that is not supported, or its int8 form agrees with the
+        original at a mean cosine below ``MINIMUM_AGREEMENT``.
+    """
+    try:
+        from sentence_transformers import SentenceTransformer
+    except ImportError:
+        raise EncoderError("export-encoder needs the extra 'encoders' (sentence-transformers, torch, onnx)") from None
+    if out.exists():
+        raise EncoderError(f"{out} exists; remove it or choose another directory")
+    try:
+        original = SentenceTransformer(model, device="cpu")
+    except Exception as error:  # the library raises whatever its loaders raise
+        raise EncoderError(f"{model}: cannot be loaded ({type(error).__name__}: {error})") from None
+    config = EncoderConfig(
+        name=name or Path(model).name,
+        dimension=int(original.get_embedding_dimension() or 0),
+        window=int(original.max_seq_length or 512),
+        pooling=_pooling(original),
+        normalize=any(type(module).__name__ == "Normalize" for module in original),
+        source=model if not Path(model).exists() else Path(model).name,
+    )
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as scratch:
+        full, built = Path(scratch, "full.onnx"), Path(scratch, "built")
+        built.mkdir()
+        _to_onnx(original, full)
+        _quantise(full, built / MODEL_FILE)
+        (built / TOKENIZER_FILE).write_text(_tokenizer_json(original), encoding="utf-8")
+        (built / CONFIG_FILE).write_text(json.dumps(asdict(config), indent=2) + "\n", encoding="utf-8")
+        agreement = measure_agreement(original, OnnxEncoder(built), AGREEMENT_TEXTS)
+        if agreement.mean < MINIMUM_AGREEMENT:
+            raise EncoderError(
+                f"{model}: int8 embeddings agree with the original at mean cosine {agreement.mean:.4f}, "
+                f"below {MINIMUM_AGREEMENT}; not written"
+            )
+        shutil.move(built, out)
+    return agreement
+
+
+def measure_agreement(original: Any, encoder: OnnxEncoder, texts: Sequence[str]) -> Agreement:
+    """Compare a SentenceTransformer with an exported encoder, one text a call on both sides."""
+    cosines = []
+    for text in texts:
+        a = np.asarray(original.encode(text, normalize_embeddings=True, show_progress_bar=False), dtype=np.float64)
+        b = encoder.encode(text).astype(np.float64)
+        cosines.append(float(a @ b / (np.linalg.norm(a) * np.linalg.norm(b))))
+    return Agreement(n=len(cosines), mean=float(np.mean(cosines)), worst=float(np.min(cosines)))
+
+
+def _pooling(original: Any) -> str:
+    for module in original:
+        if type(module).__name__ == "Pooling":
+            mode = str(getattr(module, "pooling_mode", None) or module.get_pooling_mode_str())
+            if mode in ("mean", "cls"):
+                return mode
+            raise EncoderError(f"pooling {mode!r} is not supported; only mean and cls are")
+    raise EncoderError("the model has no pooling layer")
+
+
+def _to_onnx(original: Any, path: Path) -> None:
+    import torch
+
+    transformer = original[0].auto_model.eval()
+    # Eager attention: the fused kernels have no ONNX form that every runtime reads.
+    transformer.set_attn_implementation("eager")
+
+    class States(torch.nn.Module):  # type: ignore[misc]
+        """Token states alone; pooling is done by our encoder, on the same side for all."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.transformer = transformer
+
+        def forward(self, input_ids: Any, attention_mask: Any) -> Any:
+            return self.transformer(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+
+    tokens = torch.ones(2, 16, dtype=torch.long)
+    axes = {0: "batch", 1: "sequence"}
+    with torch.no_grad():
+        torch.onnx.export(
+            States(),
+            (tokens, tokens),
+            str(path),
+            input_names=["input_ids", "attention_mask"],
+            output_names=["token_states"],
+            dynamic_axes={"input_ids": axes, "attention_mask": axes, "token_states": axes},
+            opset_version=17,
+            dynamo=False,
+        )
+
+
+def _quantise(full: Path, out: Path) -> None:
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    prepared = full.with_suffix(".prepared.onnx")
+    quant_pre_process(str(full), str(prepared), skip_symbolic_shape=True)
+    quantize_dynamic(str(prepared), str(out), weight_type=QuantType.QInt8, per_channel=True)
+
+
+def _tokenizer_json(original: Any) -> str:
+    tokenizer = original.tokenizer.backend_tokenizer
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return str(tokenizer.to_str())
