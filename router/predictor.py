@@ -1,11 +1,53 @@
-"""Bundle + prompts → qualities and score; numpy only."""
+"""Bundle + prompts → qualities and score; numpy only.
+
+The estimator is a stack of four parts. Each predicts the quality of every target from features; their predictions
+are added with weights found on rows that the parts were not fitted on, and the sums are calibrated:
+
+- ``words``: logistic regression on hashed word 1- and 2-grams, TF-IDF weighted;
+- ``neighbours``: mean quality of the nearest training prompts in a projection of the embedding;
+- ``trees``: gradient-boosted trees on dense features and the leading axes of that projection;
+- ``linear``: ridge regression on the embedding and piecewise-linear dense features.
+
+What each part needs is arrays named ``<part>.<array>``; this module is the only place that knows how they are used,
+and training predicts through it too.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from router.bundle import (
+    Bundle,
+    Manifest,
+    Probe,
+    default_encoders_dir,
+    load_bundle,
+)
+from router.encoder import Encoder, encoder_hash, load_encoder
+from router.errors import BundleError, EncoderError
+from router.features import FEATURES_VERSION, Features, Prompt, extract
+
+Array = NDArray[Any]
+Floats = NDArray[np.float64]
+Arrays = Mapping[str, Array]
+
+# Dense features are standardised and held to this many standard deviations: what lies beyond was not seen.
+DENSE_LIMIT = 4.0
+# The embedding's entries have a standard deviation of about 1/sqrt(d); this brings them near the dense features'.
+EMBEDDING_SCALE = 5.0
+# Axes of the projection that trees split on.
+TREE_AXES = 20
+
+# Scores of another processor's int8 kernels differ a little; a wrong tokenizer or pooling differs by far more.
+PROBE_SCORE_TOLERANCE = 0.02
+PROBE_COSINE = 0.99
+PROBE_DIMENSIONS = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,13 +65,13 @@ class Prediction:
     """
 
     targets: tuple[str, ...]
-    quality: NDArray[np.float64]
-    gain: NDArray[np.float64]
+    quality: Floats
+    gain: Floats
 
     @property
-    def score(self) -> NDArray[np.float64]:
+    def score(self) -> Floats:
         """Shape (n,): the gain of the best other target over the cheapest; negative where the cheapest is best."""
-        best: NDArray[np.float64] = self.gain[:, 1:].max(axis=1)
+        best: Floats = self.gain[:, 1:].max(axis=1)
         return best
 
     def choose(self, threshold: float) -> NDArray[np.intp]:
@@ -38,8 +80,274 @@ class Prediction:
         With two targets this is ``score > threshold`` → 1, else 0. A negative threshold pays for the best other
         target even where it is expected to lose by up to that much.
         """
+        # The cheapest is compared as `score > threshold` is, to the bit; subtracting first would round.
         within = self.gain >= self.score[:, None] - threshold
+        within[:, 0] = self.score <= threshold
         # Rounding must not leave a row without a choice: the best other target always qualifies.
         best = 1 + self.gain[:, 1:].argmax(axis=1)
-        first: NDArray[np.intp] = np.where(within.any(axis=1), within.argmax(axis=1), best)
-        return first
+        chosen: NDArray[np.intp] = np.where(within.any(axis=1), within.argmax(axis=1), best)
+        return chosen
+
+
+class Predictor:
+    """A loaded bundle with its encoder.
+
+    Safe to call from several threads. Use :func:`load_predictor` to make one from a directory.
+
+    Parameters
+    ----------
+    bundle : Bundle
+    encoder : Encoder
+        Must have the hash that the manifest names.
+
+    Raises
+    ------
+    EncoderError
+        The encoder is not the bundle's.
+    BundleError
+        The bundle does not give for its probes what it gave when it was trained.
+    """
+
+    def __init__(self, bundle: Bundle, encoder: Encoder) -> None:
+        manifest = bundle.manifest
+        if encoder.hash != manifest.encoder.hash:
+            raise EncoderError(
+                f"bundle {manifest.id} was trained with encoder {manifest.encoder.name} "
+                f"{manifest.encoder.hash[:12]}, but the one found is {encoder.hash[:12]}: its weights, tokenizer, "
+                "pooling or quantisation differ"
+            )
+        if manifest.features_version != FEATURES_VERSION:
+            raise BundleError(
+                f"bundle {manifest.id} was trained on features version {manifest.features_version}, this release "
+                f"computes version {FEATURES_VERSION}; train it again"
+            )
+        self.bundle = bundle
+        self.encoder = encoder
+        self._arrays = prepare(bundle.arrays)
+        self._replay(bundle.probes)
+
+    @property
+    def manifest(self) -> Manifest:
+        """The bundle's manifest."""
+        return self.bundle.manifest
+
+    @property
+    def name(self) -> str:
+        """The bundle's name and hash, as decisions record it."""
+        return self.manifest.id
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """Cheapest first."""
+        return self.manifest.targets
+
+    @property
+    def threshold(self) -> float:
+        """The bundle's own threshold."""
+        return self.manifest.thresholds["default"].value
+
+    def predict(self, prompts: Sequence[Prompt]) -> Prediction:
+        """Predict for n prompts; one call of the encoder a prompt."""
+        return self.predict_features(extract(prompts, self.encoder))
+
+    def predict_features(self, features: Features) -> Prediction:
+        """Predict from features that were extracted before, with this bundle's encoder."""
+        return predict(features, self._arrays, self.targets, self.manifest.parts)
+
+    def _replay(self, probes: Sequence[Probe]) -> None:
+        if not probes:
+            return
+        features = extract([probe.prompt for probe in probes], self.encoder)
+        scores = self.predict_features(features).score
+        for probe, score, embedding in zip(probes, scores, features.embedding, strict=True):
+            expected = np.array(probe.embedding)
+            head = embedding[: len(expected)]
+            cosine = float(expected @ head / max(np.linalg.norm(expected) * np.linalg.norm(head), 1e-12))
+            if cosine < PROBE_COSINE or abs(float(score) - probe.score) > PROBE_SCORE_TOLERANCE:
+                raise BundleError(
+                    f"bundle {self.name}: a probe scored {score:.4f} instead of {probe.score:.4f} (embedding cosine "
+                    f"{cosine:.3f}); tokenizer, pooling or quantisation behave differently here than in training"
+                )
+
+
+def load_predictor(path: Path, encoders: Path | None = None) -> Predictor:
+    """Load a bundle's directory and the encoder it names, and replay its probes.
+
+    Parameters
+    ----------
+    path : Path
+        The bundle.
+    encoders : Path, optional
+        Where encoders lie; ``encoders/`` beside the bundle and what the project ships by default. An encoder that
+        is no directory there is loaded by sentence-transformers under its name.
+
+    Raises
+    ------
+    BundleError, EncoderError
+    """
+    bundle = load_bundle(path)
+    return Predictor(bundle, _find_encoder(bundle.manifest, path, encoders))
+
+
+def _find_encoder(manifest: Manifest, path: Path, encoders: Path | None) -> Encoder:
+    folders = [encoders] if encoders else [path.parent / "encoders", default_encoders_dir()]
+    name = manifest.encoder.name
+    nearest: Path | None = None
+    for folder in folders:
+        for candidate in sorted(folder.glob("*/encoder.json")):
+            here = candidate.parent
+            try:
+                if encoder_hash(here) == manifest.encoder.hash:
+                    return load_encoder(here)
+            except OSError:
+                continue  # an incomplete directory is not the one we look for
+            if here.name == name:
+                nearest = here
+    if nearest is not None:
+        return load_encoder(nearest)  # the predictor says how it differs
+    if "/" in name:  # a sentence-transformers model by path or hub name
+        return load_encoder(name)
+    raise EncoderError(
+        f"bundle {manifest.id} needs encoder {name} ({manifest.encoder.hash[:12]}); it is not in "
+        + " or ".join(str(folder) for folder in folders)
+    )
+
+
+def prepare(arrays: Arrays) -> dict[str, Array]:
+    """Arrays as they are computed with: half precision is a storage form only."""
+    return {k: v.astype(np.float32) if v.dtype == np.float16 else v for k, v in arrays.items()}
+
+
+def predict(features: Features, arrays: Arrays, targets: tuple[str, ...], parts: Sequence[str]) -> Prediction:
+    """Stack the parts and calibrate; ``arrays`` as :func:`prepare` gives them."""
+    stacked = stack(np.stack([predict_part(part, features, arrays) for part in parts]), arrays)
+    return calibrate(stacked, arrays, targets)
+
+
+def predict_part(part: str, features: Features, arrays: Arrays) -> Floats:
+    """What one part alone expects of each target, shape (n, T), uncalibrated."""
+    return _PARTS[part](features, arrays)
+
+
+def stack(qualities: Floats, arrays: Arrays) -> Floats:
+    """Shape (P, n, T) → (n, T): the parts' deviations from their means, weighted and added to the mean quality."""
+    centred = qualities - arrays["stack.mean"][:, None, :]
+    total: Floats = np.tensordot(arrays["stack.weight"], centred, axes=1) + arrays["stack.quality"]
+    return total
+
+
+def calibrate(stacked: Floats, arrays: Arrays, targets: tuple[str, ...]) -> Prediction:
+    """Stacked qualities, shape (n, T), → calibrated qualities and gains.
+
+    Qualities pass through a logistic curve each. The gain over the cheapest passes through an increasing
+    piecewise-linear curve that continues as a straight line at both ends, so distinct gains stay distinct.
+    """
+    quality = _sigmoid(stacked * arrays["quality.slope"] + arrays["quality.intercept"])
+    gain = np.zeros_like(stacked)
+    for t in range(1, stacked.shape[1]):
+        raw = stacked[:, t] - stacked[:, 0]
+        x, y = arrays["gain.x"][t - 1], arrays["gain.y"][t - 1]
+        inside = np.clip(raw, x[0], x[-1])
+        gain[:, t] = np.interp(inside, x, y) + arrays["gain.slope"][t - 1] * (raw - inside)
+    return Prediction(targets, quality, gain)
+
+
+def _sigmoid(x: Floats) -> Floats:
+    with np.errstate(over="ignore"):  # exp(large) is inf, and 1 / inf the right answer
+        result: Floats = 1.0 / (1.0 + np.exp(-x))
+    return result
+
+
+def tfidf(features: Features, idf: Array) -> NDArray[np.float32]:
+    """Values of the n-grams: (1 + log count) · idf, each row of unit length. Shape (entries,)."""
+    grams = features.ngrams
+    values = (1.0 + np.log(grams.count)) * idf[grams.bucket]
+    rows = np.repeat(np.arange(len(features)), np.diff(grams.start))
+    norms = np.sqrt(np.bincount(rows, weights=values * values, minlength=len(features)))
+    norms[norms == 0] = 1.0
+    unit: NDArray[np.float32] = (values / norms[rows]).astype(np.float32)
+    return unit
+
+
+def _words(features: Features, arrays: Arrays) -> Floats:
+    values = tfidf(features, arrays["words.idf"])
+    rows = np.repeat(np.arange(len(features)), np.diff(features.ngrams.start))
+    coefficients = arrays["words.coef"][:, features.ngrams.bucket]  # (T, entries)
+    logits = np.stack(
+        [np.bincount(rows, weights=row * values, minlength=len(features)) for row in coefficients], axis=1
+    )
+    return _sigmoid(logits + arrays["words.intercept"])
+
+
+def project(embedding: NDArray[np.float32], arrays: Arrays) -> NDArray[np.float32]:
+    """The embedding on the leading principal axes of the training prompts, shape (n, axes)."""
+    axes: NDArray[np.float32] = (embedding - arrays["projection.mean"]) @ arrays["projection.axes"].T
+    return axes
+
+
+def unit_rows(x: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Rows scaled to unit length."""
+    unit: NDArray[np.float32] = x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
+    return unit
+
+
+def _neighbours(features: Features, arrays: Arrays) -> Floats:
+    queries = unit_rows(project(features.embedding, arrays))
+    known, quality = arrays["neighbours.projection"], arrays["neighbours.quality"]
+    k = int(arrays["neighbours.k"])
+    result = np.empty((len(features), quality.shape[1]))
+    for start in range(0, len(queries), 1024):  # bounds memory at 1024 × rows
+        similarity = queries[start : start + 1024] @ known.T
+        nearest = np.argpartition(similarity, -k, axis=1)[:, -k:]
+        found = quality[nearest].astype(np.float64)  # (chunk, k, T), NaN where a target has no label
+        labelled = ~np.isnan(found)
+        count = labelled.sum(axis=1)
+        total = np.where(labelled, found, 0.0).sum(axis=1)
+        result[start : start + 1024] = np.where(
+            count > 0, total / np.maximum(count, 1), arrays["neighbours.mean"]
+        )
+    return result
+
+
+def tree_inputs(features: Features, arrays: Arrays) -> Floats:
+    """What trees split on: dense features, then the leading axes of the projection."""
+    axes = project(features.embedding, arrays)[:, :TREE_AXES]
+    return np.hstack([features.dense, axes]).astype(np.float64)
+
+
+def _trees(features: Features, arrays: Arrays) -> Floats:
+    inputs = tree_inputs(features, arrays)
+    feature, threshold = arrays["trees.feature"], arrays["trees.threshold"]
+    children, value = arrays["trees.children"], arrays["trees.value"]
+    roots = arrays["trees.root"]  # (T, K), -1 where a target has fewer trees
+    present = roots >= 0
+    node = np.broadcast_to(np.maximum(roots, 0).ravel(), (len(inputs), roots.size))
+    rows = np.arange(len(inputs))[:, None]
+    for _ in range(int(arrays["trees.depth"])):  # a leaf is its own child
+        goes_right = inputs[rows, feature[node]] > threshold[node]
+        node = children[node, goes_right.astype(np.int8)]
+    leaves = value[node].reshape(len(inputs), *roots.shape)
+    total: Floats = np.where(present, leaves, 0.0).sum(axis=2) + arrays["trees.baseline"]
+    return total
+
+
+def linear_inputs(features: Features, arrays: Arrays) -> Floats:
+    """Standardised dense features, their hinges at the knots, and the scaled embedding, shape (n, D)."""
+    dense = (features.dense - arrays["linear.mean"]) / arrays["linear.scale"]
+    dense = np.clip(dense, -DENSE_LIMIT, DENSE_LIMIT).astype(np.float64)
+    hinges = np.maximum(dense[:, :, None] - arrays["linear.knots"], 0.0)
+    return np.hstack([dense, hinges.reshape(len(dense), -1), features.embedding * EMBEDDING_SCALE])
+
+
+def _linear(features: Features, arrays: Arrays) -> Floats:
+    result: Floats = linear_inputs(features, arrays) @ arrays["linear.coef"] + arrays["linear.intercept"]
+    return result
+
+
+_PARTS: dict[str, Callable[[Features, Arrays], Floats]] = {
+    "words": _words,
+    "neighbours": _neighbours,
+    "trees": _trees,
+    "linear": _linear,
+}
+PARTS = tuple(_PARTS)

@@ -1,0 +1,271 @@
+"""The command ``router``."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import socket
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+
+from router import __version__
+from router.errors import RouterError, UsageError
+
+if TYPE_CHECKING:
+    from router.app import Gateway
+    from router.features import Prompt
+    from router.policy import Policy
+    from router.predictor import Predictor
+    from router.settings import Settings
+
+app = typer.Typer(
+    name="router",
+    help="A learned LLM router: predicts whether a request needs a frontier model, and dispatches it.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+# Seconds that open streams get to end when the server is told to stop.
+_GRACE_SECONDS = 30
+
+BundleOption = Annotated[
+    Path | None,
+    typer.Option("--bundle", metavar="DIR", help="The bundle; the one that comes along by default."),
+]
+
+
+def main() -> None:
+    """Run the command; every error that a user can cause is one line on standard error."""
+    try:
+        status = app(standalone_mode=False)
+    except RouterError as error:
+        _fail(str(error), error.exit_code)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except Exception as error:
+        # A wrong call, as click (which typer may carry inside) reports it.
+        if hasattr(error, "format_message") and hasattr(error, "exit_code"):
+            _fail(error.format_message(), error.exit_code)
+        raise
+    sys.exit(status if isinstance(status, int) else 0)
+
+
+def _fail(message: str, status: int) -> NoReturn:
+    print("router: " + " ".join(message.split()), file=sys.stderr)
+    sys.exit(status)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"router {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def serve(
+    policy: Annotated[
+        Path | None, typer.Option("--policy", metavar="FILE", help="Targets, tiers, aliases and thresholds.")
+    ] = None,
+    bundle: BundleOption = None,
+    host: Annotated[str | None, typer.Option(help="Address to listen on; 127.0.0.1 by default.")] = None,
+    port: Annotated[int | None, typer.Option(help="8080 by default; 0 takes a free one.")] = None,
+    workers: Annotated[int | None, typer.Option(help="Processes; 1 by default.")] = None,
+    log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error.")] = None,
+) -> None:
+    """Serve the OpenAI-compatible API.
+
+    Policy, bundle and settings are looked for in this order: flag, environment variable (ROUTER_POLICY,
+    ROUTER_BUNDLE, ROUTER_HOST, ROUTER_PORT, ROUTER_WORKERS, ROUTER_LOG_LEVEL), ./router.yaml, router.yaml in
+    the user's configuration directory, what the package carries.
+    """
+    import uvicorn
+
+    from router.app import create_app, load_gateway
+    from router.settings import load_settings
+
+    settings, in_force = load_settings(
+        policy=policy, bundle=bundle, host=host, port=port, workers=workers, log_level=log_level
+    )
+    with ExitStack() as stack:
+        listener = stack.enter_context(_listen(settings.host, settings.port))
+        gateway = load_gateway(settings, in_force)
+        url = f"http://{settings.host}:{listener.getsockname()[1]}"
+        for line in _greeting(url, settings, in_force, gateway):
+            print(line, file=sys.stderr)
+        config: dict[str, Any] = {
+            "log_config": _logging(settings.log_level),
+            "access_log": False,
+            "server_header": False,
+            "ws": "none",
+            "timeout_graceful_shutdown": _GRACE_SECONDS,
+        }
+        if settings.workers == 1:
+            server = uvicorn.Server(uvicorn.Config(create_app(gateway=gateway), **config))
+            server.run(sockets=[listener])
+            return
+        from uvicorn.supervisors import Multiprocess
+
+        gateway.close()
+        os.environ.update(settings.environment())
+        if not os.environ.get("PROMETHEUS_MULTIPROC_DIR"):
+            shared = stack.enter_context(tempfile.TemporaryDirectory(prefix="router-metrics-"))
+            os.environ["PROMETHEUS_MULTIPROC_DIR"] = shared
+        factory = uvicorn.Config(
+            "router.app:app_from_environment", factory=True, workers=settings.workers, **config
+        )
+        Multiprocess(factory, sockets=[listener]).run()
+
+
+@app.command()
+def decide(
+    prompt: Annotated[
+        str | None,
+        typer.Argument(metavar="[PROMPT | -]", help="'-' reads a prompt, or JSONL, from standard input."),
+    ] = None,
+    bundle: BundleOption = None,
+    threshold: Annotated[
+        float | None,
+        typer.Option(min=-1, max=1, help="Allowed loss of quality; the bundle's own by default."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")] = False,
+) -> None:
+    """Say which target a prompt would go to, without a server.
+
+    Rows of JSONL hold "prompt" or "messages".
+    """
+    from router.bundle import default_bundle_dir
+    from router.predictor import load_predictor
+
+    if prompt is None and sys.stdin.isatty():
+        raise UsageError("give a prompt, or - to read it from standard input")
+    text = sys.stdin.read() if prompt in (None, "-") else prompt
+    assert text is not None
+    prompts, many = _read_prompts(text)
+    folder = bundle
+    if folder is None:
+        named = os.environ.get("ROUTER_BUNDLE")
+        folder = Path(named) if named else default_bundle_dir()
+    predictor = load_predictor(folder)
+    in_force = predictor.threshold if threshold is None else threshold
+    decisions = [_decision(predictor, item, in_force) for item in prompts]
+    if as_json:
+        print(json.dumps({"decisions": decisions} if many else decisions[0]))
+        return
+    for decision in decisions:
+        sign = ">" if decision["score"] > in_force else "≤"
+        print(f"{decision['target']}  score {decision['score']:.4f} {sign} threshold {in_force:.4f}")
+
+
+def _decision(predictor: Predictor, prompt: Prompt, threshold: float) -> dict[str, Any]:
+    started = time.perf_counter()
+    prediction = predictor.predict([prompt])
+    target = predictor.targets[int(prediction.choose(threshold)[0])]
+    return {
+        "target": target,
+        "score": float(prediction.score[0]),
+        "threshold": threshold,
+        "reason": "predicted",
+        "quality": dict(zip(predictor.targets, map(float, prediction.quality[0]), strict=True)),
+        "bundle": predictor.name,
+        "decision_ms": round((time.perf_counter() - started) * 1e3, 3),
+    }
+
+
+def _read_prompts(text: str) -> tuple[list[Prompt], bool]:
+    """The prompts in a text, and whether it is JSONL: its first line is an object that holds a prompt."""
+    from router.features import prompt_from_text
+
+    if not text.strip():
+        raise UsageError("there is no prompt to decide on")
+    lines = text.splitlines()
+    first = next(line for line in lines if line.strip())
+    try:
+        row = json.loads(first)
+    except (ValueError, RecursionError):
+        row = None
+    if isinstance(row, dict) and row.keys() & {"prompt", "messages"}:
+        return list(_read_rows(lines)), True
+    return [prompt_from_text(text)], False
+
+
+def _read_rows(lines: list[str]) -> Iterator[Prompt]:
+    from router.errors import RequestError
+    from router.policy import Limits
+    from router.schemas import read_route
+
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            row = read_route(line.encode("utf-8", "surrogatepass"), Limits())
+        except RequestError as error:
+            raise RouterError(f"standard input, line {number}: {error}") from None
+        if row.many:
+            raise RouterError(f"standard input, line {number}: one prompt a line, please")
+        yield row.prompt(0)
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """A bound socket, so that an address in use is an error before anything is loaded."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+    except OSError as error:
+        listener.close()
+        reason = "that address is in use" if error.errno == errno.EADDRINUSE else error.strerror or str(error)
+        raise RouterError(f"cannot listen on {host}:{port}: {reason}; give another with --port") from None
+    listener.set_inheritable(True)
+    return listener
+
+
+def _greeting(url: str, settings: Settings, policy: Policy, gateway: Gateway) -> Iterator[str]:
+    """What is served, and what is missing."""
+    yield f"router {__version__} on {url}"
+    yield f"  policy   {settings.policy} ({gateway.policy_hash})"
+    yield f"  bundle   {gateway.bundle or 'none: the policy predicts nothing'}"
+    for name, target in policy.targets.items():
+        yield f"  target   {name}: {target.model}"
+    for line in policy.missing_keys(os.environ):
+        yield f"  warning  {line}"
+    if all(target.echo for target in policy.targets.values()):
+        yield "  These targets only echo what they are asked. To reach real providers, copy that policy to"
+        yield "  ./router.yaml, name your models and the variables that hold their keys, and start again."
+
+
+def _logging(level: str) -> dict[str, Any]:
+    """One line a request, on standard error. uvicorn applies it in every process."""
+    return {
+        "version": 1,
+        "disable_existing_loggers": False,
+        "formatters": {"line": {"format": "%(asctime)s %(levelname)s %(message)s"}},
+        "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line"}},
+        "loggers": {
+            "router": {"handlers": ["stderr"], "level": level.upper(), "propagate": False},
+            "uvicorn": {"handlers": ["stderr"], "level": "WARNING", "propagate": False},
+        },
+    }
+
+
+if __name__ == "__main__":
+    main()

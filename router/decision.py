@@ -1,0 +1,140 @@
+"""Pure: (what is known of a request, the policy, a prediction) → which target, and why."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from router.errors import RequestError
+from router.policy import PREDICT, Address, Policy, Tier
+from router.predictor import Prediction
+
+Reason = Literal["pinned", "signal", "predicted", "default"]
+
+
+@dataclass(frozen=True, slots=True)
+class RequestFacts:
+    """What a decision needs to know of a request, beside its text.
+
+    Attributes
+    ----------
+    model : str
+        As the client wrote it.
+    mode : str or None
+        As a header or the body's metadata gave it; the suffix of ``model`` counts where this is None.
+    threshold : float or None
+        The client's own, where it may set one.
+    """
+
+    model: str = "auto"
+    mode: str | None = None
+    threshold: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """Which target, and why.
+
+    Attributes
+    ----------
+    target : str
+        The policy's name of the target.
+    model : str
+        Its litellm id.
+    reason : str
+        ``pinned``: the client named the target. ``signal``: its mode is mapped to one. ``predicted``: by the
+        bundle. ``default``: what the tier gives a request without a known mode.
+    tier, mode : str or None
+        The tier that decided (none where pinned), and the mode that the client gave, even an unknown one.
+    score, threshold : float or None
+        Where predicted: the gain of the best target over the cheapest, and the loss of quality allowed.
+    """
+
+    target: str
+    model: str
+    reason: Reason
+    tier: str | None = None
+    mode: str | None = None
+    score: float | None = None
+    threshold: float | None = None
+
+
+def needs_prediction(facts: RequestFacts, policy: Policy) -> bool:
+    """Whether :func:`decide` wants a prediction for this request."""
+    address = _address(facts, policy)
+    if address.tier is None:
+        return False
+    choice, _ = _choice(policy.tiers[address.tier], facts.mode or address.mode)
+    return choice == PREDICT
+
+
+def decide(facts: RequestFacts, policy: Policy, prediction: Prediction | None = None) -> Decision:
+    """Choose the target. The order is the body of this function.
+
+    Parameters
+    ----------
+    facts : RequestFacts
+    policy : Policy
+        Bound to the bundle that predicted.
+    prediction : Prediction or None
+        Of one prompt; needed where :func:`needs_prediction` says so.
+
+    Raises
+    ------
+    RequestError
+        Status 404: ``model`` names nothing that the policy has.
+    """
+    address = _address(facts, policy)
+    if address.target is not None:
+        return Decision(address.target, policy.targets[address.target].model, "pinned")
+    assert address.tier is not None
+    mode = facts.mode or address.mode
+    tier = policy.tiers[address.tier]
+    target, reason = _choice(tier, mode)
+    score = threshold = None
+    if target == PREDICT:
+        if prediction is None:
+            raise ValueError("this request needs a prediction")
+        reason = "predicted"
+        target, score, threshold = _predicted(tier, prediction, facts.threshold)
+    return Decision(target, policy.targets[target].model, reason, address.tier, mode, score, threshold)
+
+
+def _address(facts: RequestFacts, policy: Policy) -> Address:
+    address = policy.find(facts.model)
+    if address is None:
+        raise RequestError(
+            f"The model '{printable(facts.model)}' does not exist; there are: {_listed(policy.names())}",
+            status=404,
+            param="model",
+            code="model_not_found",
+        )
+    return address
+
+
+def _choice(tier: Tier, mode: str | None) -> tuple[str, Reason]:
+    """A target or ``predict``: by the mode where the tier knows it, else the tier's default."""
+    if mode is not None and mode in tier.modes:
+        return tier.modes[mode], "signal"
+    return tier.default, "default"
+
+
+def _predicted(tier: Tier, prediction: Prediction, override: float | None) -> tuple[str, float, float]:
+    predict = tier.predict
+    assert predict is not None
+    assert predict.threshold is not None
+    threshold = predict.threshold if override is None else override
+    index = int(prediction.choose(threshold)[0])
+    return predict.targets[prediction.targets[index]], float(prediction.score[0]), threshold
+
+
+def printable(text: str, limit: int = 64) -> str:
+    """A client's text as it may stand in a message: short, and without control characters."""
+    shown = "".join(sign if sign.isprintable() else "�" for sign in text[:limit])
+    return shown + ("…" if len(text) > limit else "")
+
+
+def _listed(names: Sequence[str], limit: int = 30) -> str:
+    more = f", … ({len(names) - limit} more)" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more

@@ -1,0 +1,502 @@
+"""The only module that imports litellm, and not before it is needed: the import takes seconds and 160 MB.
+
+A request goes out in one of three forms:
+
+- a target ``openai/…`` with an ``api_base`` speaks OpenAI's dialect: the client's body goes out as it came;
+- for other providers of that dialect litellm maps and checks the parameters that it knows by model, and the
+  rest of the body goes out as it came;
+- for all others litellm translates; what it has no translation for is refused, or left out where the target
+  says ``drop_params``.
+
+What a client sends never reaches litellm's own parameters (``api_base``, ``api_key``, ``mock_response``, …):
+they would let it send our key to a server of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import importlib
+import logging
+import os
+import re
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from router.conversation import text_of
+from router.errors import RequestError, UpstreamError
+from router.policy import Prices, Target
+from router.schemas import error_body, to_json
+
+State = Literal["idle", "loading", "ready", "failed"]
+
+# OpenAI's parameters that litellm takes by name, maps by model, and translates for other dialects.
+_PARAMETERS = frozenset(
+    (
+        "audio",
+        "frequency_penalty",
+        "function_call",
+        "functions",
+        "logit_bias",
+        "logprobs",
+        "max_completion_tokens",
+        "max_tokens",
+        "modalities",
+        "n",
+        "parallel_tool_calls",
+        "prediction",
+        "presence_penalty",
+        "prompt_cache_key",
+        "reasoning_effort",
+        "response_format",
+        "safety_identifier",
+        "seed",
+        "service_tier",
+        "stop",
+        "store",
+        "temperature",
+        "thinking",
+        "tool_choice",
+        "tools",
+        "top_logprobs",
+        "top_p",
+        "verbosity",
+        "web_search_options",
+    )
+)
+# Of a body, what is passed by name whatever the dialect.
+_OWN = frozenset(("model", "messages", "stream", "stream_options"))
+# Providers outside OpenAI's dialect that take these beside OpenAI's parameters, under the same name.
+_TRANSLATED = _PARAMETERS | {"top_k", "user"}
+# Tags for OpenAI's store of completions: they say nothing of the answer, and mean another thing to litellm.
+_TAGS = frozenset(("metadata",))
+
+_ECHO_CHARACTERS = 2_000
+_MESSAGE_CHARACTERS = 2_000
+
+_SECRETS = re.compile(
+    r"\b(?:sk|pk|rk|gsk|xai|key)[-_][A-Za-z0-9*_\-.]{6,}"
+    r"|\bAIza[A-Za-z0-9_\-]{10,}"
+    r"|\bAKIA[A-Z0-9]{12,}"
+    r"|(?i:\bbearer\s+)[^\s\"',]+"
+    r"|(?i:\b(?:x-)?(?:api[-_]?key|access[-_]?token|token|secret|password|key)\b[\"']?\s*[=:]\s*[\"']?)[^\s\"'&,}]{6,}"
+)
+# litellm names its own classes before the provider's words, and puts tracebacks and the request behind them.
+_PREFIX = re.compile(r"^(?:litellm\.\w+: )?(?:\w+(?:Error|Timeout): )*(?:\w+Exception - )?")
+_SUFFIX = re.compile(
+    r"Traceback \(most recent call last\)|Received Messages=| Original exception: |\n\nNote: "
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens as the provider counted them. ``cached`` and ``cache_write`` are parts of ``input``."""
+
+    input: int
+    output: int
+    cached: int = 0
+    cache_write: int = 0
+
+    def cost(self, prices: Prices) -> float:
+        """US dollars."""
+        return prices.cost(
+            input=self.input, output=self.output, cached_read=self.cached, cache_write=self.cache_write
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A whole answer: the body for the client, and what it took."""
+
+    body: bytes
+    usage: Usage | None
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """The answer to one call of :func:`complete`. ``cost`` is in US dollars, None where no price is known."""
+
+    text: str
+    input_tokens: int
+    output_tokens: int
+    cost: float | None
+
+
+class Stream:
+    """An answer that has begun: iterate over its server-sent events, then close it.
+
+    An error of the provider is the last event. ``usage`` and ``error`` are known when the stream has ended.
+    """
+
+    def __init__(self, chunks: Any, first: Any, target: Target, scrub: Scrubber) -> None:
+        self._chunks = chunks
+        self._first = first
+        self._target = target
+        self._scrub = scrub
+        self.usage: Usage | None = None
+        self.error: UpstreamError | None = None
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        chunk = self._first
+        try:
+            while chunk is not None:
+                yield self._event(chunk)
+                chunk = await _next(self._chunks, self._target.timeout)
+        except Exception as error:
+            self.error = upstream_error(error, self._target, self._scrub)
+            yield b"data: " + to_json(error_body(self.error)) + b"\n\n"
+        else:
+            yield b"data: [DONE]\n\n"
+
+    def _event(self, chunk: Any) -> bytes:
+        data = _chunk(chunk)
+        self.usage = _usage(data) or self.usage
+        return b"data: " + to_json(data) + b"\n\n"
+
+    async def aclose(self) -> None:
+        """Close the connection to the provider, wherever the stream stands."""
+        await self._chunks.aclose()
+
+
+class Scrubber:
+    """Removes secrets from a provider's words: the keys in use, and whatever looks like one."""
+
+    def __init__(self, secrets: Sequence[str]) -> None:
+        self._secrets = sorted((secret for secret in secrets if len(secret) >= 4), key=len, reverse=True)
+
+    def __call__(self, text: str) -> str:
+        for secret in self._secrets:
+            text = text.replace(secret, "[key]")
+        return _SECRETS.sub("[key]", text)
+
+
+class Dispatcher:
+    """Sends requests to targets.
+
+    Parameters
+    ----------
+    targets : mapping of str to Target
+        By name; whose keys are kept out of all messages.
+    environment : mapping
+        Where the keys are.
+    """
+
+    def __init__(self, targets: Mapping[str, Target], environment: Mapping[str, str] | None = None) -> None:
+        self._environment = os.environ if environment is None else environment
+        self._targets = dict(targets)
+        self._loading: asyncio.Task[None] | None = None
+        self._scrub = Scrubber([key for target in targets.values() if (key := self._key(target))])
+
+    @property
+    def state(self) -> State:
+        """Whether litellm is loaded: ``idle`` before anybody asked."""
+        if self._loading is None:
+            return "idle"
+        if not self._loading.done():
+            return "loading"
+        return "failed" if self._loading.cancelled() or self._loading.exception() else "ready"
+
+    def warm_up(self) -> None:
+        """Load litellm behind the running event loop, and make the first call: it costs .4 s."""
+        if self._loading is None or self.state == "failed":
+            self._loading = asyncio.create_task(_warm_up())
+            # Whoever dispatches awaits it and reports; this only silences the warning about an unread error.
+            self._loading.add_done_callback(lambda task: task.cancelled() or task.exception())
+
+    async def complete(self, name: str, body: Mapping[str, Any]) -> Answer:
+        """Send a chat completion and wait for all of it.
+
+        Raises
+        ------
+        UpstreamError
+            The provider's error with its status; 504 where no answer came in time, 502 where none came.
+        RequestError
+            The target cannot take a field of the body.
+        """
+        target = self._targets[name]
+        response = await self._call(name, target, {**body, "stream": False})
+        data = _completion(response)
+        return Answer(to_json(data), _usage(data))
+
+    async def stream(self, name: str, body: Mapping[str, Any]) -> Stream:
+        """Send a chat completion and wait for the first chunk, so that an error still has its status.
+
+        Raises as :meth:`complete` does; what goes wrong later is the stream's last event.
+        """
+        target = self._targets[name]
+        chunks = await self._call(name, target, {**body, "stream": True})
+        try:
+            first = await _next(chunks, target.timeout)
+        except Exception as error:
+            await chunks.aclose()
+            raise upstream_error(error, target, self._scrub) from None
+        except BaseException:  # cancelled: the client went away
+            await chunks.aclose()
+            raise
+        return Stream(chunks, first, target, self._scrub)
+
+    async def raw(self, name: str, body: Mapping[str, Any]) -> Any:
+        """litellm's own response object, for callers that need its cost."""
+        return await self._call(name, self._targets[name], {**body, "stream": False})
+
+    async def _call(self, name: str, target: Target, body: Mapping[str, Any]) -> Any:
+        key = self._key(target)
+        if target.api_key_env is not None and not key:
+            raise UpstreamError(
+                f"The target {name} needs a key: {target.api_key_env} is not set where the server runs.",
+                status=401,
+                type="authentication_error",
+                code="provider_key_missing",
+            )
+        self.warm_up()
+        assert self._loading is not None
+        # Shielded: the client that waits for the import may go away, the import goes on.
+        await asyncio.shield(self._loading)
+        arguments = _arguments(name, target, body, key)
+        try:
+            async with asyncio.timeout(target.timeout):
+                return await _litellm().acompletion(**arguments)
+        except Exception as error:
+            raise upstream_error(error, target, self._scrub) from None
+
+    def _key(self, target: Target) -> str | None:
+        return self._environment.get(target.api_key_env) if target.api_key_env else None
+
+
+async def complete(
+    model: str,
+    messages: Sequence[Mapping[str, Any]],
+    *,
+    api_base: str | None = None,
+    api_key_env: str | None = None,
+    prices: Prices | None = None,
+    timeout: float = 120,
+    **params: Any,
+) -> Completion:
+    """Call a model once, outside any policy.
+
+    Parameters
+    ----------
+    model : str
+        litellm's model id.
+    messages : sequence of mapping
+        OpenAI chat messages.
+    api_base, api_key_env, timeout
+        As in :class:`router.policy.Target`.
+    prices : Prices, optional
+        For the cost; litellm's own price list otherwise.
+    **params
+        OpenAI's parameters (``temperature``, ``max_tokens``, …).
+
+    Raises
+    ------
+    UpstreamError
+        The provider's error with its status.
+    """
+    target = Target(model=model, api_base=api_base, api_key_env=api_key_env, prices=prices, timeout=timeout)
+    response = await Dispatcher({model: target}).raw(model, {"messages": list(messages), **params})
+    data = _completion(response)
+    usage = _usage(data) or Usage(0, 0)
+    text = data["choices"][0]["message"]["content"] or ""
+    # litellm says 0.0 for a model that it has no price for.
+    cost = usage.cost(prices) if prices else response._hidden_params.get("response_cost") or None
+    return Completion(text, usage.input, usage.output, cost)
+
+
+@functools.cache
+def _litellm() -> Any:
+    # Without these its import fetches a price list and a header list from the network.
+    os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
+    os.environ.setdefault("LITELLM_LOCAL_ANTHROPIC_BETA_HEADERS", "True")
+    litellm: Any = importlib.import_module("litellm")
+    litellm.telemetry = False
+    litellm.suppress_debug_info = True
+    litellm.disable_hf_tokenizer_download = True
+    for name in ("LiteLLM", "LiteLLM Router", "LiteLLM Proxy"):
+        # Its debug and error lines hold prompts.
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    return litellm
+
+
+async def _warm_up() -> None:
+    litellm = await asyncio.to_thread(_litellm)
+    await litellm.acompletion(**_arguments("echo", Target(echo=True), {"messages": []}, None))
+
+
+def _arguments(name: str, target: Target, body: Mapping[str, Any], key: str | None) -> dict[str, Any]:
+    """What ``litellm.acompletion`` is called with."""
+    messages = body["messages"]
+    arguments: dict[str, Any] = {
+        "model": target.model,
+        "messages": messages,
+        "stream": body.get("stream", False),
+        "timeout": target.timeout,
+        "num_retries": 0,
+        # Or tools of type mcp would make litellm call servers, with a package that is not installed.
+        "_skip_mcp_handler": True,
+    }
+    if body.get("stream") and body.get("stream_options"):
+        arguments["stream_options"] = body["stream_options"]
+    if target.echo:
+        return arguments | {"custom_llm_provider": "openai", "mock_response": _echo(name, messages)}
+    provider, dialect = _dialect(target.model, target.api_base)
+    if key is None and target.api_base is not None and dialect != "other":
+        key = "none"  # or litellm would send OPENAI_API_KEY to a server that is not OpenAI's
+    arguments |= {"api_key": key, "api_base": target.api_base, "drop_params": target.drop_params}
+    rest = {field: value for field, value in body.items() if field not in _OWN and value is not None}
+    if isinstance(rest.get("metadata"), dict):
+        # The mode is for the router. OpenAI refuses metadata on what is not stored, so none is left empty.
+        rest["metadata"] = {key: value for key, value in rest["metadata"].items() if key != "mode"}
+        if not rest["metadata"]:
+            del rest["metadata"]
+    if dialect == "verbatim":
+        return {**target.params, **arguments, "extra_body": {**rest, "messages": messages}}
+    known = _PARAMETERS if dialect == "openai" else _TRANSLATED
+    arguments |= {field: value for field, value in rest.items() if field in known}
+    extra = {field: value for field, value in rest.items() if field not in known}
+    if dialect == "openai":
+        arguments["extra_body"] = extra
+    else:
+        unknown = sorted(extra.keys() - _TAGS)
+        if unknown and not target.drop_params:
+            raise RequestError(
+                f"'{unknown[0]}' has no translation for {provider} (target {name}); "
+                "leave it out, or set drop_params on the target in the policy.",
+                param=unknown[0],
+                code="unsupported_parameter",
+            )
+    return {**target.params, **arguments}
+
+
+Dialect = Literal["verbatim", "openai", "other"]
+
+
+@functools.lru_cache(maxsize=256)
+def _dialect(model: str, api_base: str | None) -> tuple[str, Dialect]:
+    """litellm's provider for a model, and in which form a body goes to it."""
+    litellm = _litellm()
+    try:
+        _, provider, _, _ = litellm.get_llm_provider(model=model, api_base=api_base)
+    except Exception:
+        # litellm's call says what is wrong with the model.
+        return "the provider", "other"
+    if provider == "openai" and api_base is not None:
+        return provider, "verbatim"
+    compatible = ("openai", "azure", *litellm.openai_compatible_providers)
+    return provider, "openai" if provider in compatible else "other"
+
+
+def _echo(name: str, messages: Sequence[Mapping[str, Any]]) -> str:
+    asks = [text_of(message.get("content")) for message in messages if message.get("role") == "user"]
+    # The brackets also keep an ask from being one of the words on which litellm's mock raises an error.
+    return f"[{name}] {asks[-1][:_ECHO_CHARACTERS] if asks else ''}"
+
+
+async def _next(chunks: Any, timeout: float) -> Any:
+    try:
+        async with asyncio.timeout(timeout):
+            return await anext(chunks)
+    except StopAsyncIteration:
+        return None
+
+
+def _completion(response: Any) -> dict[str, Any]:
+    """A whole answer as OpenAI words it, without litellm's own fields."""
+    data = _dumped(response)
+    for choice in data.get("choices", ()):
+        message = choice.get("message", {})
+        message.setdefault("content", None)
+        _restore(message)
+        _restore(choice)
+    return data
+
+
+def _chunk(chunk: Any) -> dict[str, Any]:
+    """A chunk as OpenAI words it: litellm's usage chunk holds an empty choice where OpenAI's holds none."""
+    data = _dumped(chunk)
+    choices = data.get("choices", [])
+    for choice in choices:
+        _restore(choice.get("delta", {}))
+        choice.setdefault("finish_reason", None)
+    if "usage" in data and not any(choice.get("delta") or choice["finish_reason"] for choice in choices):
+        data["choices"] = []
+    return data
+
+
+def _dumped(response: Any) -> dict[str, Any]:
+    data: dict[str, Any] = response.model_dump(exclude_none=True)
+    data.pop("provider_specific_fields", None)
+    if "usage" in data:
+        data["usage"].pop("cost", None)  # litellm's price list; ours is the policy's
+    return data
+
+
+def _restore(part: dict[str, Any]) -> None:
+    """litellm moves what it has no field for into ``provider_specific_fields``; put it where it came from."""
+    fields = part.pop("provider_specific_fields", None)
+    if isinstance(fields, dict):
+        for field, value in fields.items():
+            if value is not None:
+                part.setdefault(field, value)
+
+
+def _usage(data: Mapping[str, Any]) -> Usage | None:
+    usage = data.get("usage")
+    if not isinstance(usage, dict):
+        return None
+    details = usage.get("prompt_tokens_details") or {}
+    return Usage(
+        input=usage.get("prompt_tokens") or 0,
+        output=usage.get("completion_tokens") or 0,
+        cached=details.get("cached_tokens") or 0,
+        cache_write=details.get("cache_creation_tokens") or details.get("cache_write_tokens") or 0,
+    )
+
+
+def upstream_error(error: Exception, target: Target, scrub: Scrubber) -> UpstreamError:
+    """What went wrong at the provider: its status and words, without secrets or litellm's wrapping."""
+    if isinstance(error, UpstreamError):
+        return error
+    original = getattr(error, "original_exception", None)
+    if isinstance(original, Exception):
+        error = original  # what broke a stream
+    headers = getattr(error, "litellm_response_headers", None) or {}
+    status = getattr(error, "status_code", None)
+    litellm = _litellm()
+    if isinstance(error, TimeoutError) or (isinstance(error, litellm.Timeout) and not headers):
+        message = f"The provider of {target.model} gave no answer within {target.timeout:g} s."
+        return UpstreamError(message, status=504, type="timeout_error", code="upstream_timeout")
+    answered = bool(headers)
+    if not isinstance(status, int) or not 400 <= status <= 599 or (status >= 500 and not answered):
+        status = 502
+    body = getattr(error, "body", None)
+    body = body if isinstance(body, dict) else {}
+    nested = body.get("error")
+    body = nested if isinstance(nested, dict) else body
+    return UpstreamError(
+        scrub(_provider_words(error, body, target)),
+        status=status,
+        retry_after=_header(headers.get("retry-after")),
+        type=_word(body.get("type")),
+        code=_word(body.get("code")),
+        param=_word(body.get("param")),
+    )
+
+
+def _provider_words(error: Exception, body: Mapping[str, Any], target: Target) -> str:
+    message = body.get("message")
+    if not isinstance(message, str):
+        message = _PREFIX.sub("", str(error), count=1)
+        message = _SUFFIX.split(message, maxsplit=1)[0].strip()
+    if not message or message.lstrip().startswith("<"):
+        message = f"The provider of {target.model} answered with an error and no words for it."
+    return message[:_MESSAGE_CHARACTERS]
+
+
+def _word(value: Any) -> str | None:
+    return str(value)[:128] if isinstance(value, str | int) else None
+
+
+def _header(value: Any) -> str | None:
+    return value if isinstance(value, str) and re.fullmatch(r"[\x20-\x7e]{1,64}", value) else None

@@ -1,0 +1,79 @@
+"""What the server counts, in Prometheus' text format."""
+
+from __future__ import annotations
+
+import os
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest, multiprocess
+
+from router.decision import Decision
+from router.dispatch import Usage
+from router.policy import Prices
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+# Set before the workers start, it makes prometheus_client share their counts through files in this directory.
+SHARED_DIRECTORY = "PROMETHEUS_MULTIPROC_DIR"
+
+_DECISION_BUCKETS = (0.0005, 0.001, 0.002, 0.003, 0.004, 0.006, 0.008, 0.012, 0.02, 0.05, 0.1, 0.5)
+_REQUEST_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
+
+
+class Metrics:
+    """Counters of one application; a registry of its own, so that two applications do not share them."""
+
+    def __init__(self) -> None:
+        self._registry = CollectorRegistry()
+        self._requests = Counter(
+            "router_requests", "Requests answered.", ("path", "status"), registry=self._registry
+        )
+        self._decisions = Counter(
+            "router_decisions",
+            "Decisions by target and reason.",
+            ("target", "reason"),
+            registry=self._registry,
+        )
+        self._decision_seconds = Histogram(
+            "router_decision_seconds",
+            "Reading the request, predicting and deciding.",
+            buckets=_DECISION_BUCKETS,
+            registry=self._registry,
+        )
+        self._request_seconds = Histogram(
+            "router_request_seconds",
+            "From the request to the last byte of its answer.",
+            ("path",),
+            buckets=_REQUEST_BUCKETS,
+            registry=self._registry,
+        )
+        self._tokens = Counter(
+            "router_tokens", "Tokens as providers counted them.", ("target", "kind"), registry=self._registry
+        )
+        self._dollars = Counter(
+            "router_cost_usd", "Cost by the policy's prices.", ("target",), registry=self._registry
+        )
+
+    def decided(self, decision: Decision, seconds: float) -> None:
+        self._decisions.labels(decision.target, decision.reason).inc()
+        self._decision_seconds.observe(seconds)
+
+    def answered(self, path: str, status: int, seconds: float) -> None:
+        self._requests.labels(path, str(status)).inc()
+        self._request_seconds.labels(path).observe(seconds)
+
+    def used(self, target: str, usage: Usage | None, prices: Prices | None) -> None:
+        if usage is None:
+            return
+        self._tokens.labels(target, "input").inc(usage.input)
+        self._tokens.labels(target, "output").inc(usage.output)
+        if usage.cached:
+            self._tokens.labels(target, "cached").inc(usage.cached)
+        if prices is not None:
+            self._dollars.labels(target).inc(usage.cost(prices))
+
+    def text(self) -> bytes:
+        """The page that Prometheus reads; of all workers, where they share their counts."""
+        if not os.environ.get(SHARED_DIRECTORY):
+            return generate_latest(self._registry)
+        shared = CollectorRegistry()
+        multiprocess.MultiProcessCollector(shared)  # type: ignore[no-untyped-call]
+        return generate_latest(shared)

@@ -1,0 +1,81 @@
+"""A router that runs against the loopback provider, with a predictor whose scores are known."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from provider import Provider, provider, serve
+
+from router.app import Gateway, create_app
+from router.features import Prompt
+from router.policy import Policy
+from router.predictor import Prediction
+
+KEY = "sk-our-own-key-000000000000"
+ENVIRONMENT = {"TEST_PROVIDER_KEY": KEY}
+
+
+class WordPredictor:
+    """Predicts a gain of .4 for prompts that hold the word "hard", of .05 for the others."""
+
+    name = "words@0"
+    targets = ("weak", "strong")
+    threshold = 0.2
+
+    def predict(self, prompts: Sequence[Prompt]) -> Prediction:
+        gain = np.array([[0.0, 0.4 if "hard" in prompt.text else 0.05] for prompt in prompts])
+        return Prediction(self.targets, 0.5 + gain / 2, gain)
+
+
+@dataclass
+class Running:
+    """A running router; ``url`` without a path."""
+
+    url: str
+    provider: Provider
+    gateway: Gateway
+
+
+def policy(base: str, **changes: Any) -> Policy:
+    """Two targets behind a tier, and one target for each way in which a provider can fail."""
+
+    def target(model: str, **more: Any) -> dict[str, Any]:
+        return {"model": f"openai/{model}", "api_base": base, "api_key_env": "TEST_PROVIDER_KEY", **more}
+
+    failing = ("rate-limited", "broken", "not-json", "picky", "fails-midway", "drops-midway", "endless")
+    document: dict[str, Any] = {
+        "version": 1,
+        "targets": {
+            "cheap": target("small", prices={"input": 1, "output": 4, "cached_read": 0.5}),
+            "frontier": target("large"),
+            "echo": {"echo": True},
+            "hang": target("hang", timeout=0.3),
+            "patient": target("hang", timeout=60),
+            "stalls-midway": target("stalls-midway", timeout=0.3),
+            "claude": {"model": "anthropic/claude-sonnet-4-5", "api_base": base.removesuffix("/v1")},
+            "keyless": {"model": "openai/small", "api_base": base},
+            "no-key": target("small", api_key_env="TEST_KEY_THAT_IS_NOT_SET"),
+            "down": target("small", api_base="http://127.0.0.1:9/v1"),
+            **{name: target(name) for name in failing},
+        },
+        "tiers": {
+            "auto": {"predict": {"weak": "cheap", "strong": "frontier"}},
+            "balanced": {"modes": {"plan": "frontier", "commit": "cheap"}, "default": "cheap"},
+        },
+        "default_tier": "auto",
+        "aliases": {"gpt-4o": "auto", "claude-*": "auto"},
+    }
+    return Policy.model_validate({**document, **changes})
+
+
+@contextmanager
+def running(environment: Mapping[str, str] = ENVIRONMENT, **changes: Any) -> Iterator[Running]:
+    """Serve provider and router, each on a free port and in a thread of its own."""
+    with provider() as upstream:
+        gateway = Gateway(policy(upstream.url, **changes), WordPredictor(), environment)
+        with serve(create_app(gateway=gateway)) as url:
+            yield Running(url, upstream, gateway)

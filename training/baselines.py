@@ -1,0 +1,173 @@
+"""Scores of simple methods, to stand beside a learned router's on the same rows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.sparse import vstack
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.linear_model import LogisticRegression
+from threadpoolctl import threadpool_limits
+
+from training.dataset import Dataset
+from training.metrics import oracle_scores, random_router_scores
+
+Floats = NDArray[np.float64]
+Embeddings = NDArray[np.floating[Any]]
+
+# Nearest neighbours that the gain is averaged over.
+NEIGHBOURS = 100
+# Test rows whose similarities to all training rows are held at once: 512 × 14,000 float32 are 29 MB.
+_CHUNK = 512
+
+
+class Baseline(Protocol):
+    """A method that scores test rows, having seen training rows; higher goes to strong first."""
+
+    def __call__(
+        self,
+        train: Dataset,
+        test: Dataset,
+        train_embeddings: Embeddings,
+        test_embeddings: Embeddings,
+        seed: int,
+    ) -> Floats:
+        """Score the test rows.
+
+        Parameters
+        ----------
+        train, test : Dataset
+            Two targets, weak and strong in this order; each labelled for both on every row.
+        train_embeddings : ndarray, shape (n_train, d)
+        test_embeddings : ndarray, shape (n_test, d)
+        seed : int
+
+        Returns
+        -------
+        ndarray, shape (n_test,)
+        """
+
+
+def random(
+    train: Dataset, test: Dataset, train_embeddings: Embeddings, test_embeddings: Embeddings, seed: int
+) -> Floats:
+    """One run of a router that knows nothing; :func:`training.metrics.evaluate_random` averages several."""
+    scores: Floats = random_router_scores(len(test), runs=1, seed=seed)[0]
+    return scores
+
+
+def prompt_length(
+    train: Dataset, test: Dataset, train_embeddings: Embeddings, test_embeddings: Embeddings, seed: int
+) -> Floats:
+    """Characters of the ask: the floor that any learned router must clear."""
+    return np.array([prompt.characters for prompt in test.prompts], dtype=np.float64)
+
+
+def oracle(
+    train: Dataset, test: Dataset, train_embeddings: Embeddings, test_embeddings: Embeddings, seed: int
+) -> Floats:
+    """The gain itself, which no router knows beforehand: the ceiling."""
+    weak, strong = _pair(test)
+    return oracle_scores(weak, strong)
+
+
+def tfidf_logistic(
+    train: Dataset, test: Dataset, train_embeddings: Embeddings, test_embeddings: Embeddings, seed: int
+) -> Floats:
+    """TF-IDF over words and pairs of words, one logistic head a target; the score is p(strong) − p(weak)."""
+    # The library's own pattern drops words of one character: half of arithmetic, and most of Chinese.
+    vectorizer = TfidfVectorizer(
+        ngram_range=(1, 2), token_pattern=r"(?u)\b\w+\b", sublinear_tf=True, dtype=np.float32
+    )
+    seen = vectorizer.fit_transform(prompt.text for prompt in train.prompts)
+    asked = vectorizer.transform(prompt.text for prompt in test.prompts)
+    weak, strong = (_expected_quality(seen, quality, asked, seed) for quality in _pair(train))
+    return strong - weak
+
+
+def minilm_knn(
+    train: Dataset, test: Dataset, train_embeddings: Embeddings, test_embeddings: Embeddings, seed: int
+) -> Floats:
+    """Mean gain of the ``NEIGHBOURS`` training prompts nearest by cosine, or of all where there are fewer."""
+    weak, strong = _pair(train)
+    gain = strong - weak
+    neighbours = min(NEIGHBOURS, len(train))
+    seen, asked = _unit(train_embeddings), _unit(test_embeddings)
+    scores = np.empty(len(test))
+    for start in range(0, len(test), _CHUNK):
+        similarity = asked[start : start + _CHUNK] @ seen.T
+        nearest = np.argpartition(similarity, -neighbours, axis=1)[:, -neighbours:]
+        scores[start : start + _CHUNK] = gain[nearest].mean(axis=1)
+    return scores
+
+
+def average(
+    train: Dataset, test: Dataset, train_embeddings: Embeddings, test_embeddings: Embeddings, seed: int
+) -> Floats:
+    """The mean of ``tfidf_logistic`` and ``minilm_knn``, each standardised over the test rows."""
+    return standardised_mean(
+        tfidf_logistic(train, test, train_embeddings, test_embeddings, seed),
+        minilm_knn(train, test, train_embeddings, test_embeddings, seed),
+    )
+
+
+BASELINES: Mapping[str, Baseline] = MappingProxyType(
+    {
+        "random": random,
+        "prompt_length": prompt_length,
+        "oracle": oracle,
+        "tfidf_logistic": tfidf_logistic,
+        "minilm_knn": minilm_knn,
+        "average": average,
+    }
+)
+
+
+def standardised_mean(*scores: Floats) -> Floats:
+    """Mean of z-scores, shape (n,); scores that are all equal count as zeros."""
+    standardised = [(score - score.mean()) / (score.std() or 1.0) for score in scores]
+    mean: Floats = np.mean(standardised, axis=0)
+    return mean
+
+
+def _pair(rows: Dataset) -> tuple[Floats, Floats]:
+    """Qualities of weak and strong, shape (n,) each."""
+    if len(rows.targets) != 2:
+        raise ValueError(f"baselines take a pair of targets, got {len(rows.targets)}")
+    if np.isnan(rows.quality).any():
+        raise ValueError("baselines take rows that are labelled for both targets")
+    return rows.quality[:, 0], rows.quality[:, 1]
+
+
+def _expected_quality(seen: Any, quality: Floats, asked: Any, seed: int) -> Floats:
+    """Probability of success from a logistic head, shape (n_test,).
+
+    A quality between 0 and 1 is a success with that weight and a failure with the rest: logistic regression
+    then minimises the cross-entropy to the fraction.
+    """
+    success, failure = np.flatnonzero(quality > 0.0), np.flatnonzero(quality < 1.0)
+    if not len(success) or not len(failure):
+        return np.full(asked.shape[0], quality.mean())
+    head = LogisticRegression(solver="liblinear", random_state=seed)
+    # liblinear calls BLAS for short vectors: on a busy machine a second thread makes it ten times slower.
+    with threadpool_limits(limits=1, user_api="blas"):
+        head.fit(
+            vstack([seen[success], seen[failure]]),
+            np.repeat([1, 0], [len(success), len(failure)]),
+            sample_weight=np.concatenate([quality[success], 1.0 - quality[failure]]),
+        )
+    probability: Floats = head.predict_proba(asked)[:, 1].astype(np.float64)
+    return probability
+
+
+def _unit(embeddings: Embeddings) -> NDArray[np.float32]:
+    """Rows of length 1, so that a product is a cosine; a row of zeros stays one."""
+    rows = np.asarray(embeddings, dtype=np.float32)
+    norms = np.linalg.norm(rows, axis=1, keepdims=True)
+    norms[norms == 0.0] = 1.0
+    unit: NDArray[np.float32] = rows / norms
+    return unit

@@ -1,0 +1,82 @@
+"""Calibration of qualities and gains on rows that the estimator was not fitted on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class GainCurve:
+    """An increasing piecewise-linear curve; beyond its ends it goes on with ``slope``.
+
+    Attributes
+    ----------
+    x, y : ndarray, shape (K,)
+    slope : float
+    """
+
+    x: Floats
+    y: Floats
+    slope: float
+
+
+def fit_gain_curve(raw: Floats, gain: Floats, *, bins: int = 50) -> GainCurve:
+    """Raw gains → expected gains: centred isotonic regression, without flat parts.
+
+    Isotonic regression is a step function, and steps are ties: every threshold inside one is the same threshold.
+    Centred isotonic regression (Oron and Flournoy 2017, doi 10.1080/19466315.2017.1286256) joins the centres of the
+    steps by straight lines instead. Rows are first averaged in equal-count bins, so that single outliers at the ends
+    make no steps of their own; where the fit is flat throughout, the curve keeps a slope of a thousandth, for
+    ranking is worth something even where the level is not known.
+
+    Parameters
+    ----------
+    raw : ndarray, shape (n,)
+        Stacked, uncalibrated gains.
+    gain : ndarray, shape (n,)
+        Observed gains, −1 to 1.
+    bins : int
+        At most; never more than one a 20 rows.
+    """
+    from sklearn.isotonic import isotonic_regression
+
+    order = np.argsort(raw, kind="stable")
+    pieces = np.array_split(order, max(1, min(bins, len(raw) // 20)))
+    centre = np.array([raw[piece].mean() for piece in pieces])
+    level = np.array([gain[piece].mean() for piece in pieces])
+    weight = np.array([float(len(piece)) for piece in pieces])
+    fitted = isotonic_regression(level, sample_weight=weight)
+    _, block = np.unique(fitted, return_inverse=True)
+    total = np.bincount(block, weights=weight)
+    x = np.bincount(block, weights=weight * centre) / total
+    y = np.bincount(block, weights=weight * level) / total
+    keep = np.concatenate(([True], np.diff(x) > 1e-9))
+    x, y = x[keep], y[keep]
+    if len(x) == 1:
+        x = np.array([x[0] - 1.0, x[0] + 1.0])
+        y = np.array([y[0] - 1e-3, y[0] + 1e-3])
+    return GainCurve(x=x, y=y, slope=float((y[-1] - y[0]) / (x[-1] - x[0])))
+
+
+def fit_quality_curve(raw: Floats, quality: Floats) -> tuple[float, float]:
+    """Raw qualities → a logistic curve (slope, intercept), by Platt's method with fractional labels.
+
+    Fractional qualities enter as weights: a row of quality q counts q as a success and 1 − q as a failure.
+    """
+    from sklearn.linear_model import LogisticRegression
+
+    n = len(raw)
+    x = np.concatenate([raw, raw])[:, None]
+    y = np.concatenate([np.ones(n), np.zeros(n)])
+    weights = np.concatenate([quality, 1.0 - quality])
+    if min(quality.sum(), n - quality.sum()) < 1e-9:  # all right or all wrong: nothing to bend a curve to
+        share = np.clip(quality.mean(), 0.5 / n, 1 - 0.5 / n)
+        return 0.0, float(np.log(share / (1 - share)))
+    keep = weights > 0
+    model = LogisticRegression(C=1e3).fit(x[keep], y[keep], sample_weight=weights[keep])
+    return max(float(model.coef_[0, 0]), 0.0), float(model.intercept_[0])

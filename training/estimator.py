@@ -1,0 +1,321 @@
+"""Fit the quality heads: four parts, stacked and calibrated on rows they were not fitted on."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from router.features import NGRAM_BUCKETS, Features
+from router.predictor import (
+    PARTS,
+    Array,
+    Arrays,
+    Prediction,
+    calibrate,
+    linear_inputs,
+    predict,
+    predict_part,
+    prepare,
+    project,
+    stack,
+    tfidf,
+    tree_inputs,
+    unit_rows,
+)
+from training.calibration import fit_gain_curve, fit_quality_curve
+from training.dataset import split_folds
+
+Floats = NDArray[np.float64]
+
+PROJECTION_AXES = 128
+KNOTS = 6
+RIDGE = 100.0
+# How far stacking weights are drawn to equal ones, in units of a part's variance.
+STACK_SHRINKAGE = 0.3
+INNER_FOLDS = 5
+
+
+class QualityEstimator:
+    """One quality head a target; fitted attributes end in an underscore.
+
+    Parameters
+    ----------
+    targets : sequence of str
+        Cheapest first.
+    parts : sequence of str
+        Which parts are stacked; ``neighbours`` keeps a projection of every training prompt.
+    folds : int
+        Inner folds, for the rows that weights and calibration are fitted on.
+    seed : int
+
+    Attributes
+    ----------
+    arrays_ : dict of str to ndarray
+        All that prediction needs, in storage precision.
+    out_of_fold_ : Prediction
+        Predictions for the training rows, by parts that had not seen the row. Stacking weights for a row come from the
+        other folds; only the two calibration curves have seen it.
+    """
+
+    def __init__(
+        self, targets: Sequence[str], *, parts: Sequence[str] = PARTS, folds: int = INNER_FOLDS, seed: int = 0
+    ) -> None:
+        self.targets = targets
+        self.parts = parts
+        self.folds = folds
+        self.seed = seed
+
+    def fit(
+        self,
+        features: Features,
+        quality: Floats,
+        groups: NDArray[Any],
+        progress: Callable[[], None] = lambda: None,
+    ) -> QualityEstimator:
+        """Fit on n rows.
+
+        Parameters
+        ----------
+        features : Features of n prompts
+        quality : ndarray, shape (n, T)
+            0 to 1; NaN where a target has no label.
+        groups : ndarray, shape (n,)
+            Rows of one group stay in one inner fold.
+        progress : callable
+            Called once an inner fold, and once for the final fit.
+        """
+        fold = split_folds(groups, min(self.folds, len(np.unique(groups))), self.seed)
+        raw = np.full((len(self.parts), *quality.shape), np.nan)
+        for k in np.unique(fold):
+            inside, held_out = np.flatnonzero(fold != k), np.flatnonzero(fold == k)
+            arrays = prepare(fit_parts(features.take(inside), quality[inside], self.parts, self.seed))
+            rows = features.take(held_out)
+            for p, part in enumerate(self.parts):
+                raw[p, held_out] = predict_part(part, rows, arrays)
+            progress()
+
+        stacked = np.empty_like(quality)
+        for k in np.unique(fold):
+            held_out = fold == k
+            stacked[held_out] = stack(raw[:, held_out], fit_stack(raw[:, ~held_out], quality[~held_out]))
+        curves = fit_curves(stacked, quality)
+        self.out_of_fold_: Prediction = calibrate(stacked, curves, tuple(self.targets))
+        self.arrays_: dict[str, Array] = {
+            **fit_parts(features, quality, self.parts, self.seed),
+            **fit_stack(raw, quality),
+            **curves,
+        }
+        self._prepared = prepare(self.arrays_)
+        progress()
+        return self
+
+    def predict(self, features: Features) -> Prediction:
+        """Predict for n prompts, by the code that serves."""
+        return predict(features, self._prepared, tuple(self.targets), self.parts)
+
+
+def fit_parts(features: Features, quality: Floats, parts: Sequence[str], seed: int) -> dict[str, Array]:
+    """The arrays of each part, fitted on the rows given. Targets without a label for a row leave the row out."""
+    arrays: dict[str, Array] = _fit_projection(features)
+    for part in parts:
+        arrays.update(_FITS[part](features, quality, prepare(arrays), seed))
+    return arrays
+
+
+def fit_stack(raw: Floats, quality: Floats) -> dict[str, Array]:
+    """Weights of the parts: non-negative ridge regression of the observed gains on the parts' gains.
+
+    The ridge draws to equal weights on standardised parts instead of to zero, since on few rows equal weights are hard
+    to beat and on many the data speaks.
+
+    Parameters
+    ----------
+    raw : ndarray, shape (P, n, T)
+        The parts' predictions for rows they were not fitted on.
+    quality : ndarray, shape (n, T)
+    """
+    from scipy.optimize import nnls
+
+    labelled = ~np.isnan(quality[:, 1:] - quality[:, :1])
+    observed = (quality[:, 1:] - quality[:, :1])[labelled]
+    gains = np.stack([(part[:, 1:] - part[:, :1])[labelled] for part in raw], axis=1)  # (rows, P)
+    spread = gains.std(axis=0)
+    spread[spread < 1e-9] = np.inf  # a part that says the same of all gets no weight
+    z = (gains - gains.mean(axis=0)) / spread
+    y = observed - observed.mean()
+    together = z.sum(axis=1)
+    equal = max(float(together @ y) / max(float(together @ together), 1e-12), 1e-6)
+    pull = np.sqrt(STACK_SHRINKAGE * len(y))
+    weights, _ = nnls(
+        np.vstack([z, pull * np.eye(len(raw))]), np.concatenate([y, np.full(len(raw), pull * equal)])
+    )
+    return {
+        "stack.weight": weights / spread,
+        "stack.mean": np.stack([part.mean(axis=0) for part in raw]),
+        "stack.quality": np.nanmean(quality, axis=0),
+    }
+
+
+def fit_curves(stacked: Floats, quality: Floats) -> dict[str, Array]:
+    """The calibration curves of every target's quality and of its gain over the cheapest."""
+    slopes, intercepts, curves = [], [], []
+    for t in range(quality.shape[1]):
+        known = ~np.isnan(quality[:, t])
+        slope, intercept = fit_quality_curve(stacked[known, t], quality[known, t])
+        slopes.append(slope)
+        intercepts.append(intercept)
+        if t:
+            both = known & ~np.isnan(quality[:, 0])
+            curves.append(
+                fit_gain_curve(stacked[both, t] - stacked[both, 0], quality[both, t] - quality[both, 0])
+            )
+    longest = max(len(curve.x) for curve in curves)
+    return {
+        "quality.slope": np.array(slopes),
+        "quality.intercept": np.array(intercepts),
+        # Rows of one array must be of one length: the last knot is repeated.
+        "gain.x": np.stack([np.pad(curve.x, (0, longest - len(curve.x)), "edge") for curve in curves]),
+        "gain.y": np.stack([np.pad(curve.y, (0, longest - len(curve.y)), "edge") for curve in curves]),
+        "gain.slope": np.array([curve.slope for curve in curves]),
+    }
+
+
+def _fit_projection(features: Features) -> dict[str, Array]:
+    mean = features.embedding.mean(axis=0)
+    # The axes of the covariance, in order of falling variance; cheaper than an SVD of all rows.
+    centred = (features.embedding - mean).astype(np.float64)
+    _, vectors = np.linalg.eigh(centred.T @ centred)
+    return {
+        "projection.mean": mean.astype(np.float32),
+        "projection.axes": vectors[:, ::-1][:, :PROJECTION_AXES].T.astype(np.float16),
+    }
+
+
+def _fit_words(features: Features, quality: Floats, arrays: Arrays, seed: int) -> dict[str, Array]:
+    from scipy.sparse import csr_matrix, vstack
+    from sklearn.linear_model import LogisticRegression
+
+    n = len(features)
+    grams = features.ngrams
+    containing = np.bincount(grams.bucket, minlength=NGRAM_BUCKETS)
+    idf = (np.log((1.0 + n) / (1.0 + containing)) + 1.0).astype(np.float16)
+    values = tfidf(features, idf.astype(np.float32))
+    x = csr_matrix((values, grams.bucket, grams.start), shape=(n, NGRAM_BUCKETS))
+    coefficients, intercepts = [], []
+    for t in range(quality.shape[1]):
+        known = np.flatnonzero(~np.isnan(quality[:, t]))
+        q = quality[known, t]
+        # A fractional quality is a success with weight q and a failure with weight 1 − q.
+        successes, failures = known[q > 0], known[q < 1]
+        if not len(successes) or not len(failures):
+            coefficients.append(np.zeros(NGRAM_BUCKETS))
+            intercepts.append(5.0 if len(successes) else -5.0)
+            continue
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # liblinear's regularised intercept is what we want
+            model = LogisticRegression(solver="liblinear", random_state=seed).fit(
+                vstack([x[successes], x[failures]]),
+                np.concatenate([np.ones(len(successes)), np.zeros(len(failures))]),
+                sample_weight=np.concatenate([q[q > 0], 1.0 - q[q < 1]]),
+            )
+        coefficients.append(model.coef_[0])
+        intercepts.append(float(model.intercept_[0]))
+    return {
+        "words.idf": idf,
+        "words.coef": np.stack(coefficients).astype(np.float16),
+        "words.intercept": np.array(intercepts),
+    }
+
+
+def _fit_neighbours(features: Features, quality: Floats, arrays: Arrays, seed: int) -> dict[str, Array]:
+    # The square root of n, a rule of thumb that does well from 1,000 rows to 14,000.
+    k = int(np.clip(round(np.sqrt(len(features))), 10, 128))
+    return {
+        "neighbours.projection": unit_rows(project(features.embedding, arrays)).astype(np.float16),
+        "neighbours.quality": quality.astype(np.float16),
+        "neighbours.mean": np.nanmean(quality, axis=0),
+        "neighbours.k": np.array(min(k, len(features))),
+    }
+
+
+def _fit_trees(features: Features, quality: Floats, arrays: Arrays, seed: int) -> dict[str, Array]:
+    from sklearn.ensemble import HistGradientBoostingRegressor
+
+    x = tree_inputs(features, arrays)
+    feature: list[int] = []
+    threshold: list[float] = []
+    children: list[tuple[int, int]] = []
+    value: list[float] = []
+    roots: list[list[int]] = []
+    baselines: list[float] = []
+    depth = 1
+    for t in range(quality.shape[1]):
+        known = ~np.isnan(quality[:, t])
+        model = HistGradientBoostingRegressor(
+            max_iter=60,
+            learning_rate=0.05,
+            max_leaf_nodes=8,
+            min_samples_leaf=40 if known.sum() >= 800 else 10,
+            early_stopping=False,
+            random_state=seed,
+        ).fit(x[known], quality[known, t])
+        baselines.append(float(np.ravel(model._baseline_prediction)[0]))
+        roots.append([])
+        # scikit-learn has no public access to these nodes; a test holds our evaluation to its predict().
+        for (tree,) in model._predictors:
+            offset = len(feature)
+            roots[-1].append(offset)
+            for index, node in enumerate(tree.nodes):
+                leaf = bool(node["is_leaf"])
+                here = offset + index
+                feature.append(0 if leaf else int(node["feature_idx"]))
+                threshold.append(np.inf if leaf else float(node["num_threshold"]))
+                children.append(
+                    (here, here) if leaf else (offset + int(node["left"]), offset + int(node["right"]))
+                )
+                value.append(float(node["value"]) if leaf else 0.0)
+                depth = max(depth, int(node["depth"]))
+    most = max(map(len, roots))
+    return {
+        "trees.feature": np.array(feature, dtype=np.int32),
+        "trees.threshold": np.array(threshold),
+        "trees.children": np.array(children, dtype=np.int32),
+        "trees.value": np.array(value),
+        "trees.root": np.array([row + [-1] * (most - len(row)) for row in roots], dtype=np.int32),
+        "trees.baseline": np.array(baselines),
+        "trees.depth": np.array(depth),
+    }
+
+
+def _fit_linear(features: Features, quality: Floats, arrays: Arrays, seed: int) -> dict[str, Array]:
+    from sklearn.linear_model import Ridge
+
+    mean = features.dense.mean(axis=0)
+    scale = features.dense.std(axis=0)
+    scale[scale < 1e-6] = 1.0
+    levels = np.linspace(0, 1, KNOTS + 2)[1:-1]
+    fitted: dict[str, Array] = {
+        "linear.mean": mean,
+        "linear.scale": scale,
+        "linear.knots": np.quantile((features.dense - mean) / scale, levels, axis=0).T.astype(np.float32),
+    }
+    x = linear_inputs(features, fitted)
+    models = []
+    for t in range(quality.shape[1]):
+        known = ~np.isnan(quality[:, t])
+        models.append(Ridge(alpha=RIDGE, solver="cholesky").fit(x[known], quality[known, t]))
+    fitted["linear.coef"] = np.stack([model.coef_ for model in models], axis=1)
+    fitted["linear.intercept"] = np.array([model.intercept_ for model in models])
+    return fitted
+
+
+_FITS: Mapping[str, Callable[[Features, Floats, Arrays, int], dict[str, Array]]] = {
+    "words": _fit_words,
+    "neighbours": _fit_neighbours,
+    "trees": _fit_trees,
+    "linear": _fit_linear,
+}
