@@ -103,8 +103,9 @@ class Gateway:
         assert self.predictor is not None
         return self.predictor.predict([prompt()])
 
-    def close(self) -> None:
-        """Let the prediction threads end."""
+    async def close(self) -> None:
+        """Let the prediction threads end, and close the connections to the providers."""
+        await self.dispatcher.close()
         self._executor.shutdown(wait=False, cancel_futures=True)
 
 
@@ -147,7 +148,7 @@ def create_app(settings: Settings | None = None, gateway: Gateway | None = None)
         # litellm loads behind the server, which can predict already.
         asyncio.get_running_loop().call_soon(gateway.dispatcher.warm_up)
         yield
-        gateway.close()
+        await gateway.close()
 
     app = FastAPI(
         title="router",

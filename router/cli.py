@@ -124,7 +124,6 @@ def serve(
             return
         from uvicorn.supervisors import Multiprocess
 
-        gateway.close()
         os.environ.update(settings.environment())
         if not os.environ.get("PROMETHEUS_MULTIPROC_DIR"):
             shared = stack.enter_context(tempfile.TemporaryDirectory(prefix="router-metrics-"))

@@ -20,6 +20,7 @@ import importlib
 import logging
 import os
 import re
+import warnings
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -204,6 +205,13 @@ class Dispatcher:
             # Whoever dispatches awaits it and reports; this only silences the warning about an unread error.
             self._loading.add_done_callback(lambda task: task.cancelled() or task.exception())
 
+    async def close(self) -> None:
+        """Close the connections to the providers."""
+        if self.state == "loading" and self._loading is not None:
+            self._loading.cancel()
+        if self.state == "ready":
+            await _litellm().close_litellm_async_clients()
+
     async def complete(self, name: str, body: Mapping[str, Any]) -> Answer:
         """Send a chat completion and wait for all of it.
 
@@ -313,15 +321,20 @@ def _litellm() -> Any:
     litellm.telemetry = False
     litellm.suppress_debug_info = True
     litellm.disable_hf_tokenizer_download = True
-    for name in ("LiteLLM", "LiteLLM Router", "LiteLLM Proxy"):
-        # Its debug and error lines hold prompts.
+    for name in ("LiteLLM", "LiteLLM Router", "LiteLLM Proxy", "openai"):
+        # Their debug and error lines hold prompts.
         logging.getLogger(name).setLevel(logging.CRITICAL)
+    # Its types make pydantic warn at the first stream; nobody who serves can do anything about that.
+    warnings.filterwarnings("ignore", message=".*using the `ReadOnly` qualifier", category=UserWarning)
     return litellm
 
 
 async def _warm_up() -> None:
     litellm = await asyncio.to_thread(_litellm)
-    await litellm.acompletion(**_arguments("echo", Target(echo=True), {"messages": []}, None))
+    echo = Target(echo=True)
+    await litellm.acompletion(**_arguments("echo", echo, {"messages": []}, None))
+    async for _ in await litellm.acompletion(**_arguments("echo", echo, {"messages": [], "stream": True}, None)):
+        pass
 
 
 def _arguments(name: str, target: Target, body: Mapping[str, Any], key: str | None) -> dict[str, Any]:

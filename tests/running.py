@@ -43,8 +43,8 @@ class Running:
 def policy(base: str, **changes: Any) -> Policy:
     """Two targets behind a tier, and one target for each way in which a provider can fail."""
 
-    def target(model: str, **more: Any) -> dict[str, Any]:
-        return {"model": f"openai/{model}", "api_base": base, "api_key_env": "TEST_PROVIDER_KEY", **more}
+    def target(name: str, **more: Any) -> dict[str, Any]:
+        return {"model": f"openai/{name}", "api_base": base, "api_key_env": "TEST_PROVIDER_KEY", **more}
 
     failing = ("rate-limited", "broken", "not-json", "picky", "fails-midway", "drops-midway", "endless")
     document: dict[str, Any] = {
@@ -56,7 +56,7 @@ def policy(base: str, **changes: Any) -> Policy:
             "hang": target("hang", timeout=0.3),
             "patient": target("hang", timeout=60),
             "stalls-midway": target("stalls-midway", timeout=0.3),
-            "claude": {"model": "anthropic/claude-sonnet-4-5", "api_base": base.removesuffix("/v1")},
+            "claude": target("", model="anthropic/claude-sonnet-4-5", api_base=base.removesuffix("/v1")),
             "keyless": {"model": "openai/small", "api_base": base},
             "no-key": target("small", api_key_env="TEST_KEY_THAT_IS_NOT_SET"),
             "down": target("small", api_base="http://127.0.0.1:9/v1"),

@@ -12,6 +12,12 @@ import pytest
 from provider import SECRET
 from running import KEY, Running, running
 
+# litellm's own, at the first stream.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*using the `ReadOnly` qualifier:UserWarning"),
+    pytest.mark.filterwarnings("ignore:Accessing the 'model_.*fields' attribute:DeprecationWarning"),
+]
+
 TOOL = {
     "type": "function",
     "function": {
@@ -55,7 +61,7 @@ def test_plain(client: openai.OpenAI, router: Running) -> None:
     assert float(raw.headers["x-router-threshold"]) == 0.2
     assert float(raw.headers["x-router-decision-ms"]) > 0
     assert raw.headers["x-request-id"].startswith("req_")
-    assert router.provider.last.body == {"model": "small", "messages": ASK, "stream": False}
+    assert router.provider.last.body == {"model": "small", "messages": ASK}
 
 
 def test_the_hard_prompt_goes_to_the_strong_target(client: openai.OpenAI) -> None:
@@ -140,7 +146,7 @@ def test_what_the_router_does_not_read_passes_untouched(client: openai.OpenAI, r
         model="auto", messages=messages, metadata={"mode": "plan", "team": "x"}, extra_body=extra, **sent
     )
     # The mode was for the router, the rest of the metadata is the provider's.
-    expected = {"model": "small", "messages": messages, "stream": False, "metadata": {"team": "x"}, **sent, **extra}
+    expected = {"model": "small", "messages": messages, "metadata": {"team": "x"}, **sent, **extra}
     assert router.provider.last.body == expected
 
 
@@ -189,9 +195,7 @@ def test_server_error_keeps_status_and_loses_secrets(client: openai.OpenAI, rout
     with pytest.raises(openai.InternalServerError) as caught:
         client.chat.completions.create(model="broken", messages=ASK, stream=stream)
     assert caught.value.status_code == 500
-    assert caught.value.message.endswith("The server had an error with key [key]'" + caught.value.message[-1:]) or (
-        caught.value.body["message"] == "The server had an error with key [key]"
-    )
+    assert caught.value.response.json()["error"]["message"] == "The server had an error with key [key]"
     assert SECRET not in caught.value.response.text
     assert "litellm" not in caught.value.response.text.lower()
     assert len(router.provider.seen) == before + 1  # nothing retried behind the client's back

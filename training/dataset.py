@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from router.bundle import prompt_hashes
 from router.errors import DatasetError, UsageError
 from router.features import Prompt, prompt_from_messages, prompt_from_text
 from training.records import Record, file_format, read_records, write_records
@@ -80,8 +81,8 @@ class Dataset:
     ids, sources, domains : ndarray of str, shape (n,)
         ``domains`` is empty strings where a row has none.
     groups : ndarray of str, shape (n,)
-        Rows of one group stay on one side of a split. Identical prompts share a group. A group bears
-        the id of its first row.
+        Rows of one group stay on one side of a split. Identical prompts, whatever their case and white space
+        (:func:`router.bundle.prompt_hashes`), share a group. A group bears the id of its first row.
     prompts : tuple of Prompt, length n
     targets : tuple of str, length T
     quality : ndarray, shape (n, T)
@@ -257,6 +258,42 @@ def load_dataset(
     )
 
 
+def load_prompts(path: Path) -> list[dict[str, Any]]:
+    """Read and check rows that need no labels yet: the JSON shape without the labels, with an id each.
+
+    Raises
+    ------
+    DatasetError
+        A row is bad, or there is none.
+    UsageError
+        The file is missing or of an unknown kind.
+    """
+    rows: dict[str, dict[str, Any]] = {}
+    bad: list[BadRow] = []
+    (label,) = _labels([path])
+    for record in read_records(path):
+        try:
+            row = _parse(record, path, label, ladder=None)
+            if row.id in rows:
+                raise _Bad("id", f"{row.id!r} appears twice; ids must be unique")
+            fields = _fields_of(record, path)
+        except _Bad as problem:
+            bad.append(BadRow(str(path), record.line, problem.field, problem.what))
+            continue
+        kept = ("messages", "tools") if fields.get("messages") is not None else ("prompt",)
+        rows[row.id] = {
+            "id": row.id,
+            **{name: fields[name] for name in kept if fields.get(name) is not None},
+            "source": row.source,
+            **{name: value for name, value in (("domain", row.domain), ("group", row.group)) if value},
+        }
+    if bad:
+        raise DatasetError(_summary(bad))
+    if not rows:
+        raise DatasetError(f"{path}: has no rows")
+    return list(rows.values())
+
+
 def write_dataset(rows: Iterable[Mapping[str, Any]], path: Path) -> int:
     """Write rows of the format's JSON shape, as JSONL, CSV or Parquet by suffix, and return how many.
 
@@ -280,11 +317,6 @@ def row_problem(row: Mapping[str, Any]) -> str:
 def estimated_tokens(text: str) -> int:
     """Tokens of a text where nobody counted them: a quarter of its characters, rounded up."""
     return -(-len(text) // 4)
-
-
-def prompt_key(prompt: Prompt) -> str:
-    """What makes two prompts identical: their text, whatever its case and white space."""
-    return " ".join(prompt.text.split()).casefold()
 
 
 def split_folds(groups: ArrayLike, folds: int, seed: int) -> Ints:
@@ -343,13 +375,7 @@ class _Bad(Exception):
 
 
 def _parse(record: Record, path: Path, label: str, ladder: Sequence[str] | None) -> _Row:
-    if record.problem:
-        raise _Bad("", record.problem)
-    fields: Mapping[str, Any] = record.fields
-    kind = file_format(path)
-    if kind != "jsonl":
-        fields = _from_cells(fields, textual=kind == "csv")
-    row = _parse_fields(fields, ladder)
+    row = _parse_fields(_fields_of(record, path), ladder)
     return replace(
         row,
         id=row.id or f"{label}:{record.line}",
@@ -357,6 +383,14 @@ def _parse(record: Record, path: Path, label: str, ladder: Sequence[str] | None)
         file=str(path),
         line=record.line,
     )
+
+
+def _fields_of(record: Record, path: Path) -> Mapping[str, Any]:
+    """The fields of a row as JSON would have them."""
+    if record.problem:
+        raise _Bad("", record.problem)
+    kind = file_format(path)
+    return record.fields if kind == "jsonl" else _from_cells(record.fields, textual=kind == "csv")
 
 
 def _parse_fields(fields: Mapping[str, Any], ladder: Sequence[str] | None) -> _Row:
@@ -518,11 +552,9 @@ def _join_groups(rows: Sequence[_Row]) -> Strings:
             row = parent[row]
         return row
 
-    first: dict[tuple[str, str], int] = {}
-    for index, row in enumerate(rows):
-        keys = [("prompt", prompt_key(row.prompt))]
-        if row.group:
-            keys.append(("group", row.group))
+    first: dict[int | str, int] = {}  # hash of the prompt or name of the group → the first row with it
+    for index, (row, prompt) in enumerate(zip(rows, prompt_hashes(row.prompt for row in rows), strict=True)):
+        keys: list[int | str] = [int(prompt), row.group] if row.group else [int(prompt)]
         for key in keys:
             a, b = root(first.setdefault(key, index)), root(index)
             parent[max(a, b)] = min(a, b)  # the first row stays the root and names the group

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -198,6 +197,7 @@ def _fit_projection(features: Features) -> dict[str, Array]:
 def _fit_words(features: Features, quality: Floats, arrays: Arrays, seed: int) -> dict[str, Array]:
     from scipy.sparse import csr_matrix, vstack
     from sklearn.linear_model import LogisticRegression
+    from threadpoolctl import threadpool_limits
 
     n = len(features)
     grams = features.ngrams
@@ -215,9 +215,10 @@ def _fit_words(features: Features, quality: Floats, arrays: Arrays, seed: int) -
             coefficients.append(np.zeros(NGRAM_BUCKETS))
             intercepts.append(5.0 if len(successes) else -5.0)
             continue
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # liblinear's regularised intercept is what we want
-            model = LogisticRegression(solver="liblinear", random_state=seed).fit(
+        model = LogisticRegression(solver="liblinear", random_state=seed)
+        # liblinear calls BLAS for short vectors: on a busy machine a second thread makes it ten times slower.
+        with threadpool_limits(limits=1, user_api="blas"):
+            model.fit(
                 vstack([x[successes], x[failures]]),
                 np.concatenate([np.ones(len(successes)), np.zeros(len(failures))]),
                 sample_weight=np.concatenate([q[q > 0], 1.0 - q[q < 1]]),

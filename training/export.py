@@ -18,31 +18,10 @@ import numpy as np
 
 from router.errors import EncoderError
 from router.features import CONFIG_FILE, MODEL_FILE, TOKENIZER_FILE, EncoderConfig, OnnxEncoder
+from training.probes import TEXTS
 
 # The lowest mean cosine with the original at which an export is accepted.
 MINIMUM_AGREEMENT = 0.99
-
-# What agreement is measured on where the caller gives no texts: short and long, code, other scripts, odd input.
-AGREEMENT_TEXTS = (
-    "hi",
-    "What is the capital of Australia?",
-    "Undo the last change and run the tests again.",
-    "Prove that the square root of 2 is irrational, then generalise to any prime.",
-    "def f(xs):\n    return sorted(set(xs), key=xs.index)\n\nWhy is this quadratic, and how would you fix it?",
-    "Schreibe eine kurze Absage an einen Lieferanten, freundlich, aber bestimmt.",
-    "次の文章を三行で要約してください。機械学習の評価では、分割の仕方が結果を大きく変えることがある。",
-    "SELECT customer_id, SUM(total) FROM orders WHERE created_at >= '2026-01-01' GROUP BY 1 HAVING SUM(total) > 100",
-    "Our p99 went from 80 ms to 2 s after moving the cache to another zone. Here is what we know so far: "
-    "hit rate unchanged, connections doubled, CPU flat. List hypotheses in the order you would test them.",
-    "Write a limerick about a database that forgot its index.",
-    "{\"error\": {\"code\": 429, \"message\": \"rate limited\"}} what does this mean for my retry policy?",
-    "A train leaves at 14:05 at 72 km/h, another at 14:35 at 96 km/h on the same track. When does it catch up?",
-    "Summarise the differences between optimistic and pessimistic locking. " * 6,
-    "¿Puedes traducir este correo al inglés y hacerlo más formal?",
-    "¯\\_(ツ)_/¯ idk just make it work lol",
-    "git commit message for: bump urllib3, drop py3.8, fix flaky retry test",
-)
-
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
@@ -90,7 +69,7 @@ def export_encoder(model: str, out: Path, *, name: str | None = None) -> Agreeme
         _quantise(full, built / MODEL_FILE)
         (built / TOKENIZER_FILE).write_text(_tokenizer_json(original), encoding="utf-8")
         (built / CONFIG_FILE).write_text(json.dumps(asdict(config), indent=2) + "\n", encoding="utf-8")
-        agreement = measure_agreement(original, OnnxEncoder(built), AGREEMENT_TEXTS)
+        agreement = measure_agreement(original, OnnxEncoder(built), TEXTS)
         if agreement.mean < MINIMUM_AGREEMENT:
             raise EncoderError(
                 f"{model}: int8 embeddings agree with the original at mean cosine {agreement.mean:.4f}, "

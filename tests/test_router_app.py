@@ -1,0 +1,415 @@
+from __future__ import annotations
+
+import json
+import logging
+import socket
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+from running import ENVIRONMENT, Running, WordPredictor, policy, running
+
+from router.app import Gateway, create_app
+from router.errors import PolicyError
+from router.predictor import Prediction
+
+# litellm's own, at the first stream.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*using the `ReadOnly` qualifier:UserWarning"),
+    pytest.mark.filterwarnings("ignore:Accessing the 'model_.*fields' attribute:DeprecationWarning"),
+]
+
+CHAT = "/v1/chat/completions"
+ASK = {"messages": [{"role": "user", "content": "an easy question"}]}
+
+
+@pytest.fixture(scope="module")
+def router() -> Iterator[Running]:
+    limits = {"body_bytes": 100_000, "prompts": 3, "threshold_override": True}
+    with running(limits=limits) as started:
+        yield started
+
+
+@pytest.fixture
+def http(router: Running) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=router.url) as client:
+        yield client
+
+
+def error_of(answer: httpx.Response) -> dict[str, Any]:
+    """The error, whose shape is checked on the way."""
+    body = answer.json()
+    assert body.keys() == {"error"}
+    assert body["error"].keys() == {"message", "type", "param", "code"}
+    assert "Traceback" not in answer.text
+    assert answer.headers["x-request-id"]
+    return body["error"]
+
+
+def test_route_gives_the_contract_s_fields(http: httpx.Client) -> None:
+    answer = http.post("/v1/route", json=ASK).json()
+    assert answer.pop("decision_ms") > 0
+    assert answer == {
+        "target": "cheap",
+        "model": "openai/small",
+        "score": 0.05,
+        "threshold": 0.2,
+        "reason": "predicted",
+        "tier": "auto",
+        "mode": None,
+        "bundle": "words@0",
+    }
+
+
+def test_route_dispatches_nothing(http: httpx.Client, router: Running) -> None:
+    before = len(router.provider.seen)
+    http.post("/v1/route", json=ASK)
+    assert len(router.provider.seen) == before
+
+
+def test_route_reads_the_latest_ask_and_not_the_system_prompt(http: httpx.Client) -> None:
+    messages = [{"role": "system", "content": "This is hard."}, *ASK["messages"]]
+    assert http.post("/v1/route", json={"messages": messages}).json()["target"] == "cheap"
+
+
+def test_route_of_many_prompts(http: httpx.Client) -> None:
+    answer = http.post("/v1/route", json={"prompts": ["easy", "hard", ""]})
+    assert [one["target"] for one in answer.json()["decisions"]] == ["cheap", "frontier", "cheap"]
+    assert "x-router-target" not in answer.headers
+    assert http.post("/v1/route", json={"prompts": []}).json() == {"decisions": []}
+
+
+def test_route_of_a_pinned_target_predicts_nothing(http: httpx.Client) -> None:
+    answer = http.post("/v1/route", json={"prompt": "hard", "model": "cheap"})
+    assert answer.json()["reason"] == "pinned"
+    assert answer.json()["score"] is None
+    assert answer.json()["bundle"] is None
+    assert "x-router-score" not in answer.headers
+
+
+@pytest.mark.parametrize(
+    ("headers", "body", "mode", "target", "reason"),
+    [
+        ({"x-router-mode": "plan"}, {"model": "balanced"}, "plan", "frontier", "signal"),
+        ({"x-kilocode-mode": "Plan"}, {"model": "balanced"}, "plan", "frontier", "signal"),
+        ({"x-router-mode": "commit", "x-kilocode-mode": "plan"}, {"model": "balanced"}, "commit", "cheap", "signal"),
+        ({}, {"model": "balanced", "metadata": {"mode": "plan"}}, "plan", "frontier", "signal"),
+        ({}, {"model": "balanced:plan"}, "plan", "frontier", "signal"),
+        ({}, {"model": "balanced:commit", "metadata": {"mode": "plan"}}, "plan", "frontier", "signal"),
+        (
+            {"x-router-mode": "commit"},
+            {"model": "balanced", "metadata": {"mode": "plan"}},
+            "commit",
+            "cheap",
+            "signal",
+        ),
+        ({"x-router-mode": "unheard-of"}, {"model": "balanced"}, "unheard-of", "cheap", "default"),
+        ({"x-router-mode": ""}, {"model": "balanced"}, None, "cheap", "default"),
+        ({"x-router-mode": "plan"}, {"model": "auto"}, "plan", "cheap", "predicted"),
+    ],
+)
+def test_mode(
+    http: httpx.Client, headers: dict[str, str], body: dict[str, Any], mode: str, target: str, reason: str
+) -> None:
+    answer = http.post("/v1/route", json={**ASK, **body}, headers=headers).json()
+    assert (answer["mode"], answer["target"], answer["reason"]) == (mode, target, reason)
+
+
+def test_threshold_of_the_client(http: httpx.Client) -> None:
+    answer = http.post("/v1/route", json=ASK, headers={"x-router-threshold": "0.01"})
+    assert (answer.json()["target"], answer.json()["threshold"]) == ("frontier", 0.01)
+    assert answer.headers["x-router-threshold"] == "0.01"
+
+
+@pytest.mark.parametrize("value", ["x", "nan", "inf", "7", ""])
+def test_threshold_that_is_none(http: httpx.Client, value: str) -> None:
+    answer = http.post("/v1/route", json=ASK, headers={"x-router-threshold": value})
+    assert answer.status_code == 400
+    assert error_of(answer)["param"] == "x-router-threshold"
+
+
+def test_threshold_of_the_client_is_refused_by_default() -> None:
+    with running() as started:
+        answer = httpx.post(f"{started.url}/v1/route", json=ASK, headers={"x-router-threshold": "0.01"})
+        assert answer.status_code == 403
+        assert error_of(answer)["type"] == "permission_error"
+
+
+BAD_BODIES = [
+    (b"", None),
+    (b"{", None),
+    (b"[]", None),
+    (b"null", None),
+    (b'"hello"', None),
+    (b"\xff\xfe{}", None),
+    (b"\x1f\x8b\x08\x00", None),
+    (b"[" * 50_000, None),
+    (b'{"messages": NaN}', None),
+    (b'{"n": ' + b"9" * 5_000 + b"}", None),
+    (b'{"messages": [{"role": "user", "content": "\\ud800"}]}', None),
+    (b"{}", "messages"),
+    (b'{"messages": null}', "messages"),
+    (b'{"messages": []}', "messages"),
+    (b'{"messages": {}}', "messages"),
+    (b'{"messages": "hello"}', "messages"),
+    (b'{"messages": [null]}', "messages[0]"),
+    (b'{"messages": [{"content": "hello"}]}', "messages[0].role"),
+    (b'{"messages": [{"role": 1, "content": "hello"}]}', "messages[0].role"),
+    (b'{"messages": [{"role": "user", "content": 1}]}', "messages[0].content"),
+    (b'{"messages": [{"role": "user", "content": {"text": "hello"}}]}', "messages[0].content"),
+    (b'{"messages": [{"role": "user", "content": ["hello"]}]}', "messages[0].content"),
+    (b'{"messages": [{"role": "assistant", "tool_calls": 7}]}', "messages[0].tool_calls"),
+]
+GOOD = b'"messages": [{"role": "user", "content": "hello"}]'
+BAD_FIELDS = [
+    (b'"stream": "yes"', "stream"),
+    (b'"stream": 1', "stream"),
+    (b'"stream_options": true', "stream_options"),
+    (b'"model": 7', "model"),
+    (b'"model": ["auto"]', "model"),
+    (b'"tools": {}', "tools"),
+    (b'"tools": ["x"]', "tools"),
+    (b'"metadata": "x"', "metadata"),
+    (b'"metadata": {"mode": 3}', "metadata.mode"),
+    (b'"metadata": {"mode": "a b"}', "metadata.mode"),
+]
+
+
+@pytest.mark.parametrize(
+    ("body", "param"), [*BAD_BODIES, *((b"{" + GOOD + b", " + field + b"}", param) for field, param in BAD_FIELDS)]
+)
+def test_bad_chat_is_400_and_names_the_field(http: httpx.Client, body: bytes, param: str | None) -> None:
+    answer = http.post(CHAT, content=body)
+    assert answer.status_code == 400
+    error = error_of(answer)
+    assert error["type"] == "invalid_request_error"
+    assert error["param"] == param
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        ({}, None),
+        ({"prompt": None}, "prompt"),
+        ({"prompt": ["x"]}, "prompt"),
+        ({"prompts": "x"}, "prompts"),
+        ({"prompts": ["x", None]}, "prompts[1]"),
+        ({"prompts": ["x"] * 4}, "prompts"),
+        ({"prompt": "x", "messages": ASK["messages"]}, "messages"),
+        ({"messages": []}, "messages"),
+    ],
+)
+def test_bad_route_is_400_and_names_the_field(http: httpx.Client, body: Any, param: str | None) -> None:
+    answer = http.post("/v1/route", json=body)
+    assert answer.status_code == 400
+    assert error_of(answer)["param"] == param
+
+
+def test_odd_but_valid_content_is_decided(http: httpx.Client) -> None:
+    for content in (None, "", "\x00\x07", "é" * 1000, [], [{"type": "image_url", "image_url": {"url": "x"}}]):
+        answer = http.post("/v1/route", json={"messages": [{"role": "user", "content": content}]})
+        assert answer.status_code == 200, answer.text
+    body = b'{"prompt": "\\ud83d\\ude00"}'  # a whole surrogate pair is a character
+    assert http.post("/v1/route", content=body).status_code == 200
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+def test_body_over_the_limit(http: httpx.Client, chunked: bool) -> None:
+    body = b'{"prompt": "' + b"x" * 100_000 + b'"}'
+    answer = http.post("/v1/route", content=iter([body[:50_000], body[50_000:]]) if chunked else body)
+    assert answer.status_code == 413
+    assert "100,000 bytes" in error_of(answer)["message"]
+
+
+def test_body_over_the_limit_is_not_read(router: Running) -> None:
+    host, port = router.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=5) as connection:
+        head = f"POST /v1/route HTTP/1.1\r\nHost: {host}\r\nContent-Length: 99999999999\r\n\r\n"
+        connection.sendall(head.encode() + b"{")
+        assert b" 413 " in connection.recv(1000)
+
+
+def test_unknown_model_is_shown_short_and_clean(http: httpx.Client) -> None:
+    answer = http.post(CHAT, json={**ASK, "model": "\x1b[31m\r\nx-evil: 1" + "y" * 5000})
+    assert answer.status_code == 404
+    error = error_of(answer)
+    assert error["code"] == "model_not_found"
+    assert "\x1b" not in error["message"]
+    assert "\r" not in error["message"]
+    assert len(error["message"]) < 400
+    assert "balanced" in error["message"]
+
+
+@pytest.mark.parametrize("path", ["/", "/v1/route/", "/v1/completions"])
+def test_unknown_path(http: httpx.Client, path: str) -> None:
+    answer = http.post(path, json={})
+    assert answer.status_code == 404
+    assert answer.json()["error"]["type"] == "not_found_error"
+
+
+def test_wrong_method(http: httpx.Client) -> None:
+    answer = http.get("/v1/route")
+    assert answer.status_code == 405
+    assert "error" in answer.json()
+
+
+def test_request_id_of_the_client_is_echoed(http: httpx.Client) -> None:
+    answer = http.post("/v1/route", json=ASK, headers={"x-request-id": "my-id-7"})
+    assert answer.headers["x-request-id"] == "my-id-7"
+
+
+@pytest.mark.parametrize("value", [b"a" * 129, b"a b", b"a\tb", b"caf\xc3\xa9", b""])
+def test_request_id_that_is_not_fit_is_replaced(http: httpx.Client, value: bytes) -> None:
+    answer = http.post("/v1/route", json=ASK, headers=[(b"x-request-id", value)])
+    assert answer.headers["x-request-id"].startswith("req_")
+
+
+@pytest.mark.parametrize("value", [b"a" * 65, b"a b", b"a;b", b"caf\xc3\xa9"])
+def test_mode_that_is_not_fit_is_refused(http: httpx.Client, value: bytes) -> None:
+    answer = http.post("/v1/route", json=ASK, headers=[(b"x-router-mode", value)])
+    assert answer.status_code == 400
+    assert error_of(answer)["param"] == "x-router-mode"
+
+
+def test_log_line_has_the_decision_and_neither_prompt_nor_key(
+    http: httpx.Client, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.DEBUG):
+        ask = {"messages": [{"role": "user", "content": "hard SECRET-PROMPT"}], "model": "auto:plan\n"}
+        http.post(CHAT, json=ask, headers={"authorization": "Bearer sk-client"})
+        ask["model"] = "auto:plan"
+        http.post(CHAT, json=ask, headers={"authorization": "Bearer sk-client", "x-request-id": "one-1"})
+        http.post(CHAT, json={**ask, "model": "broken"})
+    lines = [record.getMessage() for record in caplog.records if record.name == "router"]
+    assert len(lines) == 3
+    assert "404" in lines[0]
+    for word in ("POST /v1/chat/completions 200", "id=one-1", "target=frontier", "reason=predicted", "mode=plan"):
+        assert word in lines[1]
+    everything = "\n".join(record.getMessage() for record in caplog.records)
+    for secret in ("SECRET-PROMPT", "sk-client", *ENVIRONMENT.values()):
+        assert secret not in everything
+
+
+class Broken(WordPredictor):
+    def predict(self, prompts: Any) -> Prediction:
+        raise KeyError("the prompt: " + prompts[0].text)
+
+
+def test_a_bug_is_a_500_that_says_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    from provider import serve
+
+    gateway = Gateway(policy("http://127.0.0.1:9/v1"), Broken(), {})
+    with serve(create_app(gateway=gateway)) as url, caplog.at_level(logging.DEBUG):
+        answer = httpx.post(f"{url}/v1/route", json={"prompt": "SECRET-PROMPT"})
+    assert answer.status_code == 500
+    assert error_of(answer)["type"] == "server_error"
+    assert "SECRET-PROMPT" not in answer.text + caplog.text
+    assert "KeyError at " in caplog.text
+    assert "test_router_app.py" in caplog.text
+
+
+class Slow(WordPredictor):
+    def predict(self, prompts: Any) -> Prediction:
+        time.sleep(0.5)
+        return super().predict(prompts)
+
+
+def test_prediction_does_not_hold_up_the_event_loop() -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    from provider import serve
+
+    gateway = Gateway(policy("http://127.0.0.1:9/v1"), Slow(), {})
+    with serve(create_app(gateway=gateway)) as url, ThreadPoolExecutor() as pool:
+        httpx.get(f"{url}/healthz")
+        predicted = pool.submit(httpx.post, f"{url}/v1/route", json={"prompt": "x"})
+        time.sleep(0.1)
+        httpx.get(f"{url}/healthz")
+        assert not predicted.done()
+        assert predicted.result().json()["target"] == "cheap"
+
+
+def test_three_targets_go_to_the_cheapest_within_the_threshold() -> None:
+    from provider import serve
+
+    class Ladder(WordPredictor):
+        targets = ("small", "mid", "big")
+
+        def predict(self, prompts: Any) -> Prediction:
+            gain = np.array([[0.0, 0.3, 0.35]])
+            return Prediction(self.targets, gain, gain)
+
+    names = {"small": "cheap", "mid": "echo", "big": "frontier"}
+    tiers = {"auto": {"predict": {"targets": names, "threshold": 0.1}}}
+    gateway = Gateway(policy("http://127.0.0.1:9/v1", tiers=tiers), Ladder(), {})
+    with serve(create_app(gateway=gateway)) as url:
+        answer = httpx.post(f"{url}/v1/route", json={"prompt": "x"}).json()
+    assert (answer["target"], answer["score"], answer["threshold"]) == ("echo", 0.35, 0.1)
+
+
+def test_a_bundle_that_does_not_fit_the_policy_is_an_error() -> None:
+    class Ladder(WordPredictor):
+        targets = ("small", "mid", "big")
+
+    with pytest.raises(PolicyError, match="the bundle predicts 3 targets"):
+        Gateway(policy("http://127.0.0.1:9/v1"), Ladder(), {})
+
+
+def test_health_and_readiness(http: httpx.Client, router: Running) -> None:
+    assert http.get("/healthz").json() == {"status": "ok"}
+    http.post(CHAT, json={**ASK, "model": "echo"})  # waits until litellm is there
+    ready = http.get("/readyz")
+    assert ready.status_code == 200
+    assert ready.json() == {
+        "status": "ready",
+        "bundle": "words@0",
+        "policy": router.gateway.policy_hash,
+        "dispatch": "ready",
+    }
+
+
+def test_not_ready_where_litellm_cannot_be_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    from provider import serve
+
+    import router.dispatch
+
+    def fail() -> Any:
+        raise ImportError("no litellm")
+
+    monkeypatch.setattr(router.dispatch, "_litellm", fail)
+    gateway = Gateway(policy("http://127.0.0.1:9/v1"), WordPredictor(), {})
+    with serve(create_app(gateway=gateway)) as url:
+        while httpx.get(f"{url}/readyz").json()["dispatch"] == "loading":
+            time.sleep(0.01)
+        answer = httpx.get(f"{url}/readyz")
+        assert (answer.status_code, answer.json()["dispatch"]) == (503, "failed")
+        assert httpx.post(f"{url}/v1/route", json=ASK).status_code == 200
+        assert httpx.post(f"{url}{CHAT}", json={**ASK, "model": "echo"}).status_code == 500
+
+
+def test_metrics(http: httpx.Client) -> None:
+    http.post("/v1/route", json={"prompt": "hard"})
+    http.post("/v1/route", content=b"{")
+    page = http.get("/metrics")
+    assert page.headers["content-type"].startswith("text/plain; version=0.0.4")
+    assert 'router_decisions_total{reason="predicted",target="frontier"}' in page.text
+    assert 'router_requests_total{path="/v1/route",status="400"}' in page.text
+    assert "router_decision_seconds_bucket" in page.text
+
+
+def test_stream_answer_is_server_sent_events(http: httpx.Client) -> None:
+    answer = http.post(CHAT, json={**ASK, "stream": True})
+    assert answer.headers["content-type"].startswith("text/event-stream"), answer.text
+    assert answer.headers["x-accel-buffering"] == "no"
+    assert answer.headers["x-router-reason"] == "predicted"
+    assert "content-length" not in answer.headers
+    events = answer.text.split("\n\n")
+    assert events[-2:] == ["data: [DONE]", ""]
+    first = json.loads(events[0].removeprefix("data: "))
+    assert first["object"] == "chat.completion.chunk"
+    assert first["choices"] == [
+        {"index": 0, "delta": {"role": "assistant", "content": ""}, "finish_reason": None}
+    ]

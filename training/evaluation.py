@@ -1,0 +1,302 @@
+"""Measure routers on labelled rows: cross-validation, and evaluation of a bundle on rows it has not seen."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from joblib import Parallel, delayed
+from numpy.typing import ArrayLike, NDArray
+from threadpoolctl import threadpool_limits
+
+from router.errors import DatasetError, UsageError
+from router.features import Features
+from router.predictor import PARTS, Predictor
+from training.baselines import BASELINES, minilm_knn, standardised_mean, tfidf_logistic
+from training.dataset import Dataset, split_folds
+from training.estimator import QualityEstimator
+from training.metrics import (
+    QUALITY_BAR,
+    MethodFigures,
+    Outcome,
+    evaluate_random,
+    evaluate_scores,
+    expected_calibration_error,
+    mean_figures,
+    oracle_scores,
+    outcome_of,
+)
+from training.threshold import for_quality, nested_outcome
+
+Floats = NDArray[np.float64]
+
+# Below this many rows a source gets no table of its own.
+MINIMUM_ROWS = 50
+
+
+@dataclass(frozen=True)
+class Report:
+    """What methods reach on one set of rows.
+
+    Attributes
+    ----------
+    n : int
+    weak, strong : str
+        The targets.
+    weak_quality, strong_quality : float
+        Mean qualities.
+    methods : mapping of str to MethodFigures
+        ``learned``, ``random``, ``prompt_length``, ``oracle`` and the baselines.
+    calibration_error : float
+        Of the learned gain: mean distance between predicted and observed gain over ten bins.
+    by_source : mapping of str to Report
+        The same for each source, where there are several.
+    seen : int
+        Rows left out because the bundle was trained on them.
+    """
+
+    n: int
+    weak: str
+    strong: str
+    weak_quality: float
+    strong_quality: float
+    methods: Mapping[str, MethodFigures]
+    calibration_error: float
+    by_source: Mapping[str, Report] = field(default_factory=dict)
+    seen: int = 0
+
+    def as_dict(self) -> dict[str, Any]:
+        """For ``--json`` and the manifest."""
+        return {
+            "n": self.n,
+            "weak": self.weak,
+            "strong": self.strong,
+            "weak_quality": self.weak_quality,
+            "strong_quality": self.strong_quality,
+            "calibration_error": self.calibration_error,
+            "seen": self.seen,
+            "methods": {name: figures.as_dict() for name, figures in self.methods.items()},
+            "by_source": {name: report.as_dict() for name, report in self.by_source.items()},
+        }
+
+
+def pair_rows(dataset: Dataset, weak: str, strong: str) -> Dataset:
+    """The rows that both targets have a label for, with the targets in this order.
+
+    Raises
+    ------
+    UsageError
+        A target is unknown.
+    DatasetError
+        No row has both labels.
+    """
+    pair = dataset.for_targets((weak, strong))
+    both = pair.select(~np.isnan(pair.quality).any(axis=1))
+    if not len(both):
+        raise DatasetError(f"no row has a quality for both {weak} and {strong}")
+    return both
+
+
+def groups_by(dataset: Dataset, by: str) -> NDArray[np.str_]:
+    """Group labels by a field: ``group`` (identical prompts), ``domain`` or ``source``, shape (n,)."""
+    if by == "group":
+        return dataset.groups
+    if by not in ("domain", "source"):
+        raise UsageError(f"--group-by {by}: expected group, domain or source")
+    values = dataset.domains if by == "domain" else dataset.sources
+    if not (values != "").all():
+        raise UsageError(f"--group-by {by}: {int((values == '').sum())} of {len(values)} rows have no {by}")
+    return values
+
+
+def crossval(
+    dataset: Dataset,
+    features: Features,
+    *,
+    folds: int = 5,
+    repeats: int = 1,
+    groups: ArrayLike | None = None,
+    seed: int = 0,
+    parts: Sequence[str] = PARTS,
+    jobs: int = -1,
+    progress: Callable[[], None] = lambda: None,
+) -> Report:
+    """Cross-validate the estimator and the baselines on a pair of targets.
+
+    Every choice is made inside the training folds: features' statistics, stacking weights, calibration, and the
+    threshold of the nested figures, which for the learned router comes from its inner folds and for a baseline from the
+    other outer folds. With ``repeats`` the figures are means over fold seeds ``seed``, ``seed + 1``, …
+
+    Parameters
+    ----------
+    dataset : Dataset
+        As :func:`pair_rows` gives it.
+    features : Features of the same rows
+    groups : array_like of str, shape (n,), optional
+        ``dataset.groups`` by default.
+    progress : callable
+        Called once a fold: ``folds × repeats`` times.
+    """
+    labels = dataset.groups if groups is None else np.asarray(groups)
+    split = [split_folds(labels, folds, seed + r) for r in range(repeats)]
+    tasks = [(r, k) for r in range(repeats) for k in range(folds)]
+    results = Parallel(n_jobs=jobs, return_as="generator")(
+        delayed(_fold)(
+            dataset, features, np.flatnonzero(split[r] != k), np.flatnonzero(split[r] == k), parts, seed + r
+        )
+        for r, k in tasks
+    )
+    learned = np.empty((repeats, len(dataset)))
+    tfidf, knn = np.empty_like(learned), np.empty_like(learned)
+    nested = np.empty((repeats, len(dataset)), dtype=bool)
+    for (r, k), (score, to_strong, by_tfidf, by_knn) in zip(tasks, results, strict=True):
+        rows = split[r] == k
+        learned[r, rows], nested[r, rows], tfidf[r, rows], knn[r, rows] = score, to_strong, by_tfidf, by_knn
+        progress()
+
+    def report(rows: NDArray[np.bool_]) -> Report:
+        part = dataset.select(rows)
+        args, costs, group = _pair(part), _costs(part), part.groups
+        methods = _untrained(part, split[0][rows], seed)
+        methods["learned"] = mean_figures(
+            [
+                evaluate_scores(learned[r, rows], *args, *costs, seed=seed, groups=group).with_nested(
+                    outcome_of(nested[r, rows], *args, *costs)
+                )
+                for r in range(repeats)
+            ]
+        )
+        for name, scores in (("tfidf_logistic", tfidf), ("minilm_knn", knn)):
+            methods[name] = _baseline(part, scores[:, rows], [s[rows] for s in split], seed)
+        both = np.stack([standardised_mean(a, b) for a, b in zip(tfidf[:, rows], knn[:, rows], strict=True)])
+        methods["average"] = _baseline(part, both, [s[rows] for s in split], seed)
+        return _report(part, methods, learned[0, rows])
+
+    everything = np.ones(len(dataset), dtype=bool)
+    return _with_sources(report(everything), dataset, report)
+
+
+def evaluate(predictor: Predictor, dataset: Dataset, features: Features, *, seed: int = 0) -> Report:
+    """Evaluate a bundle on a pair's rows; rows that it was trained on are left out and counted.
+
+    The nested figures use the bundle's own threshold.
+
+    Raises
+    ------
+    DatasetError
+        The bundle has seen every row.
+    """
+    fresh = ~predictor.bundle.has_seen(dataset.prompts)
+    if not fresh.any():
+        raise DatasetError(f"all {len(dataset)} rows were trained on: nothing is left to evaluate on")
+    dataset, features = dataset.select(fresh), features.take(np.flatnonzero(fresh))
+    score = predictor.predict_features(features).score
+
+    def report(rows: NDArray[np.bool_]) -> Report:
+        part = dataset.select(rows)
+        args, costs = _pair(part), _costs(part)
+        methods = _untrained(part, None, seed)
+        methods["learned"] = evaluate_scores(
+            score[rows], *args, *costs, seed=seed, groups=part.groups
+        ).with_nested(outcome_of(score[rows] > predictor.threshold, *args, *costs))
+        return _report(part, methods, score[rows])
+
+    everything = np.ones(len(dataset), dtype=bool)
+    return _with_sources(report(everything), dataset, report, seen=int((~fresh).sum()))
+
+
+def report_of(dataset: Dataset, score: Floats, *, seed: int = 0) -> Report:
+    """The figures of given scores, by source: for scores of rows that their estimator was not fitted on."""
+
+    def report(rows: NDArray[np.bool_]) -> Report:
+        part = dataset.select(rows)
+        methods = _untrained(part, None, seed)
+        methods["learned"] = evaluate_scores(
+            score[rows], *_pair(part), *_costs(part), seed=seed, groups=part.groups
+        )
+        return _report(part, methods, score[rows])
+
+    return _with_sources(report(np.ones(len(dataset), dtype=bool)), dataset, report)
+
+
+def _fold(
+    dataset: Dataset,
+    features: Features,
+    train: NDArray[np.intp],
+    test: NDArray[np.intp],
+    parts: Sequence[str],
+    seed: int,
+) -> tuple[Floats, NDArray[np.bool_], Floats, Floats]:
+    """Scores of the test rows by the learned router, its nested choices, and two baselines' scores."""
+    inside, outside = dataset.select(train), dataset.select(test)
+    seen, asked = features.take(train), features.take(test)
+    with threadpool_limits(limits=1):  # folds run beside one another
+        estimator = QualityEstimator(dataset.targets, parts=parts, seed=seed)
+        estimator.fit(seen, inside.quality, inside.groups)
+        score = estimator.predict(asked).score
+        chosen = for_quality(estimator.out_of_fold_.score, *_pair(inside), quality=QUALITY_BAR)
+        tfidf = tfidf_logistic(inside, outside, seen.embedding, asked.embedding, seed)
+        knn = minilm_knn(inside, outside, seen.embedding, asked.embedding, seed)
+    return score, score > chosen.threshold, tfidf, knn
+
+
+def _untrained(part: Dataset, folds: NDArray[Any] | None, seed: int) -> dict[str, MethodFigures]:
+    """Random, prompt length and the oracle; with nested figures where folds are given."""
+    args, costs = _pair(part), _costs(part)
+    empty = np.zeros((len(part), 0))
+    length = BASELINES["prompt_length"](part, part, empty, empty, seed)
+    split = [] if folds is None else [folds]
+    return {
+        "random": evaluate_random(*args, *costs, seed=seed, groups=part.groups),
+        "prompt_length": _baseline(part, length[None], split, seed),
+        "oracle": evaluate_scores(oracle_scores(*args), *args, *costs, seed=seed, groups=part.groups),
+    }
+
+
+def _baseline(part: Dataset, scores: Floats, split: Sequence[NDArray[Any]], seed: int) -> MethodFigures:
+    """Mean figures over the runs of ``scores``, shape (runs, n)."""
+    args, costs = _pair(part), _costs(part)
+    runs = []
+    for r, score in enumerate(scores):
+        figures = evaluate_scores(score, *args, *costs, seed=seed, groups=part.groups)
+        if split and len(np.unique(split[r])) > 1:
+            figures = figures.with_nested(_nested(score, part, split[r]))
+        runs.append(figures)
+    return mean_figures(runs)
+
+
+def _nested(score: Floats, part: Dataset, folds: NDArray[Any]) -> Outcome:
+    return nested_outcome(score, *_pair(part), folds, *_costs(part))
+
+
+def _report(part: Dataset, methods: dict[str, MethodFigures], learned: Floats) -> Report:
+    weak, strong = _pair(part)
+    order = ("learned", "average", "tfidf_logistic", "minilm_knn", "prompt_length", "random", "oracle")
+    return Report(
+        n=len(part),
+        weak=part.targets[0],
+        strong=part.targets[1],
+        weak_quality=float(weak.mean()),
+        strong_quality=float(strong.mean()),
+        methods={name: methods[name] for name in order if name in methods},
+        calibration_error=expected_calibration_error(learned, strong - weak),
+    )
+
+
+def _with_sources(
+    whole: Report, dataset: Dataset, report: Callable[[NDArray[np.bool_]], Report], seen: int = 0
+) -> Report:
+    names, counts = np.unique(dataset.sources, return_counts=True)
+    kept = [str(name) for name, count in zip(names, counts, strict=True) if count >= MINIMUM_ROWS]
+    by_source = {name: report(dataset.sources == name) for name in kept} if len(names) > 1 else {}
+    return replace(whole, by_source=by_source, seen=seen)
+
+
+def _pair(part: Dataset) -> tuple[Floats, Floats]:
+    return part.quality[:, 0], part.quality[:, 1]
+
+
+def _costs(part: Dataset) -> tuple[Floats, Floats]:
+    return part.cost[:, 0], part.cost[:, 1]
