@@ -1,65 +1,58 @@
-"""A learned LLM router.
+"""A learned LLM router: predicts whether a request needs a frontier model.
 
-Without HTTP::
+The public Python API, without HTTP; what is named in ``__all__`` is stable within a major version::
 
-    from router import default_bundle_dir, load_predictor, prompt_from_text
+    from router import load_predictor, prompt_from_text
 
-    predictor = load_predictor(default_bundle_dir())
-    prediction = predictor.predict([prompt_from_text("Prove that there are infinitely many primes.")])
-    prediction.score[0], predictor.targets[prediction.choose(predictor.threshold)[0]]
-
-What ``__all__`` lists is stable: it changes only with a new minor version and a word in the changelog.
+    predictor = load_predictor()                       # the bundle that comes along
+    prediction = predictor.predict([prompt_from_text("What is 2 + 2?")])
+    prediction.score, prediction.choose(predictor.threshold)
 """
 
 from __future__ import annotations
 
-import importlib
 from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from router.app import create_app
-    from router.bundle import default_bundle_dir
-    from router.decision import Decision, RequestFacts, decide, needs_prediction
-    from router.errors import RouterError
-    from router.features import Prompt, prompt_from_messages, prompt_from_text
-    from router.policy import Policy, load_policy
-    from router.predictor import Prediction, Predictor, load_predictor
 
 __version__ = "0.1.0"
 
 __all__ = [
-    "Decision",
-    "Policy",
+    "Bundle",
+    "ConversationState",
     "Prediction",
     "Predictor",
     "Prompt",
-    "RequestFacts",
     "RouterError",
     "__version__",
-    "create_app",
-    "decide",
-    "default_bundle_dir",
-    "load_policy",
+    "load_bundle",
     "load_predictor",
-    "needs_prediction",
     "prompt_from_messages",
     "prompt_from_text",
 ]
 
-_MODULES = {
-    "router.app": ("create_app",),
-    "router.bundle": ("default_bundle_dir",),
-    "router.decision": ("Decision", "RequestFacts", "decide", "needs_prediction"),
-    "router.errors": ("RouterError",),
-    "router.features": ("Prompt", "prompt_from_messages", "prompt_from_text"),
-    "router.policy": ("Policy", "load_policy"),
-    "router.predictor": ("Prediction", "Predictor", "load_predictor"),
+if TYPE_CHECKING:
+    from router.bundle import Bundle, load_bundle
+    from router.conversation import ConversationState, Prompt, prompt_from_messages, prompt_from_text
+    from router.errors import RouterError
+    from router.predictor import Prediction, Predictor, load_predictor
+
+_HOME = {
+    "Bundle": "bundle",
+    "load_bundle": "bundle",
+    "ConversationState": "conversation",
+    "Prompt": "conversation",
+    "prompt_from_messages": "conversation",
+    "prompt_from_text": "conversation",
+    "RouterError": "errors",
+    "Prediction": "predictor",
+    "Predictor": "predictor",
+    "load_predictor": "predictor",
 }
 
 
 def __getattr__(name: str) -> Any:
-    # Lazy: importing the package costs nothing, and whoever only predicts does not import the server.
-    for module, names in _MODULES.items():
-        if name in names:
-            return getattr(importlib.import_module(module), name)
-    raise AttributeError(f"module 'router' has no attribute {name!r}")
+    """Import on first use: ``router --version`` must not wait for numpy and onnxruntime."""
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)

@@ -156,7 +156,8 @@ def prompt_hashes(prompts: Iterable[Prompt]) -> NDArray[np.uint64]:
     return np.array(
         [
             int.from_bytes(
-                hashlib.blake2b(" ".join(prompt.text.lower().split()).encode(), digest_size=8).digest(), "little"
+                hashlib.blake2b(" ".join(prompt.text.lower().split()).encode(), digest_size=8).digest(),
+                "little",
             )
             for prompt in prompts
         ],
@@ -185,7 +186,9 @@ def save_bundle(bundle: Bundle, path: Path) -> Bundle:
         save_file({k: np.ascontiguousarray(v) for k, v in bundle.arrays.items()}, str(new / ESTIMATOR_FILE))
         (new / SEEN_FILE).write_bytes(np.sort(bundle.seen).astype("<u8").tobytes())
         lines = [
-            json.dumps({**probe.row, "score": probe.score, "embedding": list(probe.embedding)}, ensure_ascii=False)
+            json.dumps(
+                {**probe.row, "score": probe.score, "embedding": list(probe.embedding)}, ensure_ascii=False
+            )
             for probe in bundle.probes
         ]
         (new / PROBES_FILE).write_text("\n".join(lines) + "\n", encoding="utf-8")

@@ -252,7 +252,9 @@ class _State:
         self.characters = 0
         self.tool_results = 0
         self.names: dict[str, str] = {}  # tool call id → tool name
-        self.last: tuple[str, str] | None = None  # (tool name, result text) where the last message is a result
+        self.last: tuple[str, str] | None = (
+            None  # (tool name, result text) where the last message is a result
+        )
 
     def see(self, message: Mapping[str, Any]) -> None:
         content = message.get("content")

@@ -20,6 +20,7 @@ import importlib
 import logging
 import os
 import re
+import threading
 import warnings
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -29,6 +30,11 @@ from router.conversation import text_of
 from router.errors import RequestError, UpstreamError
 from router.policy import Prices, Target
 from router.schemas import error_body, to_json
+
+logger = logging.getLogger("router")
+
+# Two threads that import litellm at once leave each other with half of it: its modules import in circles.
+_IMPORT = threading.Lock()
 
 State = Literal["idle", "loading", "ready", "failed"]
 
@@ -202,15 +208,16 @@ class Dispatcher:
         """Load litellm behind the running event loop, and make the first call: it costs .4 s."""
         if self._loading is None or self.state == "failed":
             self._loading = asyncio.create_task(_warm_up())
-            # Whoever dispatches awaits it and reports; this only silences the warning about an unread error.
-            self._loading.add_done_callback(lambda task: task.cancelled() or task.exception())
+            self._loading.add_done_callback(_report)
 
     async def close(self) -> None:
-        """Close the connections to the providers."""
+        """Close the connections to the providers; litellm has one set of them for the whole process."""
         if self.state == "loading" and self._loading is not None:
             self._loading.cancel()
         if self.state == "ready":
-            await _litellm().close_litellm_async_clients()
+            litellm = _litellm()
+            await litellm.close_litellm_async_clients()
+            litellm.in_memory_llm_clients_cache.flush_cache()  # it would hand out closed ones
 
     async def complete(self, name: str, body: Mapping[str, Any]) -> Answer:
         """Send a chat completion and wait for all of it.
@@ -312,12 +319,19 @@ async def complete(
     return Completion(text, usage.input, usage.output, cost)
 
 
+def _report(loading: asyncio.Task[None]) -> None:
+    error = None if loading.cancelled() else loading.exception()
+    if error is not None:
+        logger.error("litellm cannot be loaded: %s: %s", type(error).__name__, error)
+
+
 @functools.cache
 def _litellm() -> Any:
     # Without these its import fetches a price list and a header list from the network.
     os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
     os.environ.setdefault("LITELLM_LOCAL_ANTHROPIC_BETA_HEADERS", "True")
-    litellm: Any = importlib.import_module("litellm")
+    with _IMPORT:
+        litellm: Any = importlib.import_module("litellm")
     litellm.telemetry = False
     litellm.suppress_debug_info = True
     litellm.disable_hf_tokenizer_download = True
@@ -333,7 +347,9 @@ async def _warm_up() -> None:
     litellm = await asyncio.to_thread(_litellm)
     echo = Target(echo=True)
     await litellm.acompletion(**_arguments("echo", echo, {"messages": []}, None))
-    async for _ in await litellm.acompletion(**_arguments("echo", echo, {"messages": [], "stream": True}, None)):
+    async for _ in await litellm.acompletion(
+        **_arguments("echo", echo, {"messages": [], "stream": True}, None)
+    ):
         pass
 
 

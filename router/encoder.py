@@ -156,7 +156,9 @@ class SentenceTransformerEncoder:
         try:
             self._model = SentenceTransformer(model, device="cpu")
         except Exception as error:  # the library raises whatever its loaders raise
-            raise EncoderError(f"encoder {model}: cannot be loaded ({type(error).__name__}: {error})") from None
+            raise EncoderError(
+                f"encoder {model}: cannot be loaded ({type(error).__name__}: {error})"
+            ) from None
         self.name = model
         self.dimension = int(self._model.get_embedding_dimension())
         digest = hashlib.sha256(repr(self._model).encode())

@@ -7,6 +7,7 @@ trained on another version is refused.
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 import zlib
@@ -180,7 +181,7 @@ def _ngrams(texts: Iterable[str]) -> Ngrams:
     start, buckets, counts = [0], [], []
     for text in texts:
         words = _WORD.findall(text.lower())
-        grams = words + [f"{a} {b}" for a, b in zip(words, words[1:], strict=False)]
+        grams = words + [f"{a} {b}" for a, b in itertools.pairwise(words)]
         hashes = np.array([zlib.crc32(gram.encode("utf-8", "replace")) for gram in grams], dtype=np.int64)
         bucket, count = np.unique(hashes & (NGRAM_BUCKETS - 1), return_counts=True)
         start.append(start[-1] + len(bucket))

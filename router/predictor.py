@@ -26,6 +26,7 @@ from router.bundle import (
     Bundle,
     Manifest,
     Probe,
+    default_bundle_dir,
     default_encoders_dir,
     load_bundle,
 )
@@ -170,13 +171,13 @@ class Predictor:
                 )
 
 
-def load_predictor(path: Path, encoders: Path | None = None) -> Predictor:
+def load_predictor(path: Path | None = None, encoders: Path | None = None) -> Predictor:
     """Load a bundle's directory and the encoder it names, and replay its probes.
 
     Parameters
     ----------
-    path : Path
-        The bundle.
+    path : Path, optional
+        The bundle; the one that comes along by default.
     encoders : Path, optional
         Where encoders lie; ``encoders/`` beside the bundle and what the project ships by default. An encoder that
         is no directory there is loaded by sentence-transformers under its name.
@@ -185,6 +186,7 @@ def load_predictor(path: Path, encoders: Path | None = None) -> Predictor:
     ------
     BundleError, EncoderError
     """
+    path = path or default_bundle_dir()
     bundle = load_bundle(path)
     return Predictor(bundle, _find_encoder(bundle.manifest, path, encoders))
 
@@ -275,7 +277,7 @@ def _words(features: Features, arrays: Arrays) -> Floats:
     coefficients = arrays["words.coef"][:, features.ngrams.bucket]  # (T, entries)
     logits = np.stack(
         [np.bincount(rows, weights=row * values, minlength=len(features)) for row in coefficients], axis=1
-    )
+    ).astype(np.float64)
     return _sigmoid(logits + arrays["words.intercept"])
 
 

@@ -82,6 +82,8 @@ def test_equal_rows_give_equal_files(tmp_path: Path, suffix: str) -> None:
     write_dataset(ROWS, first)
     write_dataset(ROWS, second)
     assert first.read_bytes() == second.read_bytes()
+    if suffix.endswith("gz"):
+        assert first.read_bytes()[4:8] == bytes(4)  # no time of writing
 
 
 def test_writing_leaves_the_old_file_when_it_fails(file: Path) -> None:
@@ -114,7 +116,13 @@ def test_rows_without_an_id_are_named_by_file_and_line(tmp_path: Path) -> None:
     one = write(tmp_path / "x" / "rows.jsonl", ["", row(), row(prompt="other")])
     two = write(tmp_path / "y" / "rows.jsonl", [row(id=7)])
     assert list(load_dataset([one]).ids) == ["rows:2", "rows:3"]
-    assert list(load_dataset([one, two]).ids) == [f"{one}:2", f"{one}:3", "7"]
+    both = load_dataset([one, two])
+    assert list(both.ids) == ["x/rows:2", "x/rows:3", "7"]
+    assert list(both.sources) == ["x/rows", "x/rows", "y/rows"]
+    versions = [write(tmp_path / f"v1.{i}.jsonl", [row()]) for i in (1, 2)]
+    assert list(load_dataset(versions).ids) == ["v1.1:1", "v1.2:1"]
+    with pytest.raises(DatasetError, match="ids must be unique"):
+        load_dataset([one, one])
 
 
 def test_targets_choose_and_order_the_columns(file: Path) -> None:
@@ -198,7 +206,8 @@ def test_a_bad_field_is_named_with_file_and_line(file: Path, fields: dict[str, A
 
 
 def test_a_row_without_a_prompt_says_so(file: Path) -> None:
-    assert f"{file}:1: prompt: is missing" in error(file, [{"quality": {"weak": 1}}])
+    message = error(file, [{"text": "Hi", "quality": {"weak": 1}}])
+    assert f"{file}:1: prompt: is missing; found text, quality" in message
 
 
 def test_malformed_lines_are_found_in_one_pass(file: Path) -> None:
@@ -219,15 +228,12 @@ def test_bytes_that_are_not_utf8_are_a_bad_row(file: Path) -> None:
 
 def test_skipped_rows_are_counted_and_listed(file: Path) -> None:
     rows = [row(id="1"), "{", row(id="1"), row(id="2", quality={"weak": 3}), row(id="3", note=1, stars=5)]
-    dataset = load_dataset([write(file, rows)], skip_bad_rows=True)
-    assert list(dataset.ids) == ["1", "3"]
-    assert [(bad.line, bad.field) for bad in dataset.report.skipped] == [
-        (2, ""),
-        (3, "id"),
-        (4, "quality.weak"),
-    ]
-    assert dataset.report.files[0].rows == 2
-    assert dataset.report.extra_fields == {"note": 1, "stars": 1}
+    write(file, [*rows, row(id="4", quality={"strong": 1}), row(id="5", quality={"weak": 1})])
+    report = load_dataset([file], targets=["weak"], skip_bad_rows=True).report
+    found = [(bad.line, bad.field) for bad in report.skipped]
+    assert found == [(2, ""), (3, "id"), (4, "quality.weak"), (6, "quality")]
+    assert report.files[0].rows == 3
+    assert report.extra_fields == {"note": 1, "stars": 1}
 
 
 def test_a_duplicate_id_names_both_places(tmp_path: Path) -> None:
@@ -255,7 +261,7 @@ def test_a_single_class_cannot_be_learned(file: Path) -> None:
 
 def test_a_csv_needs_its_cells_and_columns(tmp_path: Path) -> None:
     path = tmp_path / "rows.csv"
-    path.write_text('prompt,quality.weak,quality.strong\nx,0,1\ny,0\nz,true,1\n"a\nb",,\nq,high,\n')
+    path.write_text('prompt,quality.weak,quality.strong\nx,0,1\ny,0\nz,true,1\n"a\nb",1,\nq,high,\n')
     with pytest.raises(DatasetError) as raised:
         load_dataset([path])
     message = str(raised.value)

@@ -6,6 +6,7 @@ import hashlib
 import heapq
 import json
 import math
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -27,6 +28,8 @@ Ints = NDArray[np.int64]
 # Fields that hold one number a model: nested in JSON, flat as ``quality.<model>`` in CSV and Parquet.
 _PER_MODEL = ("quality", "cost", "output_tokens")
 _FIELDS = ("id", "prompt", "messages", "tools", "source", "domain", "group", "sufficient", *_PER_MODEL)
+# Where nobody counted the tokens.
+CHARACTERS_A_TOKEN = 4
 # How many bad rows an error shows.
 _SHOWN = 3
 _UNLABELLED = "has no label"
@@ -193,29 +196,7 @@ def load_dataset(
         raise UsageError("no dataset is given")
     _check_unique("target", targets or ())
     _check_unique("ladder", ladder or ())
-    rows: list[_Row] = []
-    bad: list[BadRow] = []
-    files: list[FileReport] = []
-    extra: Counter[str] = Counter()
-    first_use: dict[str, str] = {}  # id → where it stands
-    for path, label in zip(paths, _labels(paths), strict=True):
-        before, read = len(rows), 0
-        for record in read_records(path):
-            read += 1
-            try:
-                row = _parse(record, path, label, ladder)
-                if row.id in first_use:
-                    raise _Bad("id", f"{row.id!r} is also at {first_use[row.id]}; ids must be unique")
-            except _Bad as problem:
-                bad.append(BadRow(str(path), record.line, problem.field, problem.what))
-                continue
-            first_use[row.id] = f"{path}:{record.line}"
-            extra.update(row.extra)
-            rows.append(row)
-        if read == 0:
-            raise DatasetError(f"{path}: has no rows")
-        files.append(FileReport(str(path), _digest(path), len(rows) - before))
-
+    rows, bad = _read(paths, ladder)
     known = list(dict.fromkeys([*(ladder or ()), *(name for row in rows for name in row.quality)]))
     known = [name for name in known if any(name in row.quality for row in rows)]
     unlabelled = _UNLABELLED
@@ -231,9 +212,11 @@ def load_dataset(
             labelled.append(row)
         else:
             bad.append(BadRow(row.file, row.line, "quality", unlabelled))
+    order = [str(path) for path in paths]
+    bad.sort(key=lambda row: (order.index(row.file), row.line))
     if bad and not skip_bad_rows:
         raise DatasetError(f"{_summary(bad)}; --skip-bad-rows trains without")
-    where = ", ".join(map(str, paths))
+    where = ", ".join(order)
     if not labelled:
         raise DatasetError(f"{where}: no usable row is left; {_summary(bad)}")
     quality = _matrix([row.quality for row in labelled], targets)
@@ -242,6 +225,8 @@ def load_dataset(
         raise DatasetError(
             f"{where}: every quality is {given[0]:g}; there is nothing to learn where all answers are alike"
         )
+    taken = Counter(row.file for row in labelled)
+    files = tuple(FileReport(str(path), _digest(path), taken[str(path)]) for path in paths)
     digests = [file.digest for file in files]
     return Dataset(
         ids=np.array([row.id for row in labelled], dtype=np.str_),
@@ -254,7 +239,7 @@ def load_dataset(
         cost=_matrix([row.cost for row in labelled], targets),
         output_tokens=_matrix([row.output_tokens for row in labelled], targets),
         digest=digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest(),
-        report=LoadReport(tuple(files), tuple(bad), dict(extra)),
+        report=LoadReport(files, tuple(bad), dict(Counter(name for row in labelled for name in row.extra))),
     )
 
 
@@ -316,7 +301,7 @@ def row_problem(row: Mapping[str, Any]) -> str:
 
 def estimated_tokens(text: str) -> int:
     """Tokens of a text where nobody counted them: a quarter of its characters, rounded up."""
-    return -(-len(text) // 4)
+    return -(-len(text) // CHARACTERS_A_TOKEN)
 
 
 def split_folds(groups: ArrayLike, folds: int, seed: int) -> Ints:
@@ -367,6 +352,29 @@ class _Row:
     line: int = 0
 
 
+def _read(paths: Sequence[Path], ladder: Sequence[str] | None) -> tuple[list[_Row], list[BadRow]]:
+    """The rows of all files, and those that cannot be used."""
+    rows: list[_Row] = []
+    bad: list[BadRow] = []
+    first_use: dict[str, str] = {}  # id → where it stands
+    for path, label in zip(paths, _labels(paths), strict=True):
+        records = 0
+        for record in read_records(path):
+            records += 1
+            try:
+                row = _parse(record, path, label, ladder)
+                if row.id in first_use:
+                    raise _Bad("id", f"{row.id!r} is also at {first_use[row.id]}; ids must be unique")
+            except _Bad as problem:
+                bad.append(BadRow(str(path), record.line, problem.field, problem.what))
+                continue
+            first_use[row.id] = f"{path}:{record.line}"
+            rows.append(row)
+        if records == 0:
+            raise DatasetError(f"{path}: has no rows")
+    return rows, bad
+
+
 class _Bad(Exception):
     def __init__(self, field: str, what: str) -> None:
         super().__init__(field, what)
@@ -412,8 +420,10 @@ def _parse_fields(fields: Mapping[str, Any], ladder: Sequence[str] | None) -> _R
 
 def _labels(paths: Sequence[Path]) -> list[str]:
     """A name for each file: the shortest that tells them apart."""
-    stems = [path.name.split(".")[0] or path.name for path in paths]
-    return stems if len(set(stems)) == len(stems) else [str(path) for path in paths]
+    stems = [re.sub(r"(\.\w+?)(\.gz)?$", "", path.name, flags=re.IGNORECASE) or path.name for path in paths]
+    below = [f"{path.resolve().parent.name}/{stem}" for path, stem in zip(paths, stems, strict=True)]
+    names = (stems, below, [str(path) for path in paths])
+    return next((labels for labels in names if len(set(labels)) == len(labels)), names[-1])
 
 
 def _prompt(fields: Mapping[str, Any]) -> Prompt:
@@ -426,7 +436,8 @@ def _prompt(fields: Mapping[str, Any]) -> Prompt:
     else:
         name, text = "prompt", fields.get("prompt")
         if text is None:
-            raise _Bad(name, "is null" if name in fields else "is missing")
+            found = ", ".join(list(fields)[:8])
+            raise _Bad(name, "is null" if name in fields else f"is missing; found {found or 'no field'}")
         if not isinstance(text, str):
             raise _Bad(name, f"must be text, is {_shown(text)}")
         prompt = prompt_from_text(text)

@@ -23,6 +23,7 @@ from training.probes import TEXTS
 # The lowest mean cosine with the original at which an export is accepted.
 MINIMUM_AGREEMENT = 0.99
 
+
 @dataclass(frozen=True, slots=True)
 class Agreement:
     """Cosine between the original's embeddings and the exported ones, over ``n`` texts."""
@@ -46,7 +47,9 @@ def export_encoder(model: str, out: Path, *, name: str | None = None) -> Agreeme
     try:
         from sentence_transformers import SentenceTransformer
     except ImportError:
-        raise EncoderError("export-encoder needs the extra 'encoders' (sentence-transformers, torch, onnx)") from None
+        raise EncoderError(
+            "export-encoder needs the extra 'encoders' (sentence-transformers, torch, onnx)"
+        ) from None
     if out.exists():
         raise EncoderError(f"{out} exists; remove it or choose another directory")
     try:
@@ -83,7 +86,9 @@ def measure_agreement(original: Any, encoder: OnnxEncoder, texts: Sequence[str])
     """Compare a SentenceTransformer with an exported encoder, one text a call on both sides."""
     cosines = []
     for text in texts:
-        a = np.asarray(original.encode(text, normalize_embeddings=True, show_progress_bar=False), dtype=np.float64)
+        a = np.asarray(
+            original.encode(text, normalize_embeddings=True, show_progress_bar=False), dtype=np.float64
+        )
         b = encoder.encode(text).astype(np.float64)
         cosines.append(float(a @ b / (np.linalg.norm(a) * np.linalg.norm(b))))
     return Agreement(n=len(cosines), mean=float(np.mean(cosines)), worst=float(np.min(cosines)))

@@ -28,11 +28,17 @@ TEXTS = (
 # Rows as a dataset has them; the last two reach past the encoder's window and into a conversation's state.
 ROWS: tuple[Mapping[str, Any], ...] = (
     *({"prompt": text} for text in TEXTS),
-    {"prompt": "Compare these two clauses and say which one favours the tenant.\n" + "The tenant shall pay. " * 120},
+    {
+        "prompt": "Compare these two clauses and say which one favours the tenant.\n"
+        + "The tenant shall pay. " * 120
+    },
     {
         "messages": [
             {"role": "system", "content": "You are a coding agent."},
-            {"role": "user", "content": "<system-reminder>be brief</system-reminder>Make the parser accept tabs."},
+            {
+                "role": "user",
+                "content": "<system-reminder>be brief</system-reminder>Make the parser accept tabs.",
+            },
             {
                 "role": "assistant",
                 "content": None,

@@ -1,0 +1,137 @@
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from provider import Provider, provider
+
+from router.dispatch import Dispatcher, Scrubber, complete
+from router.errors import UpstreamError
+from router.policy import Prices, Target
+
+ASK = [{"role": "user", "content": "hello"}]
+
+
+@pytest.fixture(scope="module")
+def upstream() -> Iterator[Provider]:
+    with provider() as started:
+        yield started
+
+
+def send(target: Target, body: dict[str, Any], **environment: str) -> Any:
+    async def once() -> Any:
+        dispatcher = Dispatcher({"t": target}, environment)
+        try:
+            return await dispatcher.complete("t", {"messages": ASK, **body})
+        finally:
+            await dispatcher.close()
+
+    return asyncio.run(once())
+
+
+def test_the_targets_params_are_defaults(upstream: Provider) -> None:
+    target = Target(model="openai/small", api_base=upstream.url, params={"temperature": 0.1, "top_p": 0.5})
+    send(target, {"temperature": 0.9})
+    sent = upstream.last.body
+    assert (sent["temperature"], sent["top_p"]) == (0.9, 0.5)
+
+
+def test_openais_own_models_get_litellms_mapping(upstream: Provider, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_BASE_URL", upstream.url)  # stands for api.openai.com
+    target = Target(model="openai/o3", api_key_env="KEY")
+    body = {"max_tokens": 5, "user": "u", "metadata": {"a": "b"}, "unheard_of": 1, "tools": None}
+    send(target, body, KEY="sk-test-key")
+    sent = upstream.last.body
+    assert sent["max_completion_tokens"] == 5
+    assert "max_tokens" not in sent
+    assert (sent["user"], sent["metadata"], sent["unheard_of"]) == ("u", {"a": "b"}, 1)
+    assert upstream.last.headers["authorization"] == "Bearer sk-test-key"
+
+
+def test_what_a_model_does_not_take_is_refused_or_dropped(
+    upstream: Provider, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_BASE_URL", upstream.url)
+    with pytest.raises(UpstreamError, match="presence_penalty") as caught:
+        send(Target(model="openai/o3", api_key_env="KEY"), {"presence_penalty": 1.0}, KEY="k")
+    assert caught.value.status == 400
+    send(Target(model="openai/o3", api_key_env="KEY", drop_params=True), {"presence_penalty": 1.0}, KEY="k")
+    assert "presence_penalty" not in upstream.last.body
+
+
+def test_drop_params_drops_what_has_no_translation(upstream: Provider) -> None:
+    base = upstream.url.removesuffix("/v1")
+    target = Target(model="anthropic/claude-sonnet-4-5", api_base=base, api_key_env="KEY", drop_params=True)
+    send(target, {"chat_template_kwargs": {}, "metadata": {"a": "b"}}, KEY="k")
+    assert not upstream.last.body.keys() & {"chat_template_kwargs", "metadata", "extra_body"}
+
+
+def test_tools_need_no_further_package(upstream: Provider) -> None:
+    # litellm looks for tools of type mcp with a package that is not among its dependencies.
+    tools = [{"type": "function", "function": {"name": "f", "parameters": {}}}]
+    base = upstream.url.removesuffix("/v1")
+    target = Target(model="anthropic/claude-sonnet-4-5", api_base=base, api_key_env="KEY")
+    assert b"Hello there!" in send(target, {"tools": tools, "max_tokens": 9}, KEY="k").body
+
+
+def test_only_the_mode_in_the_metadata_leaves_none(upstream: Provider) -> None:
+    send(Target(model="openai/small", api_base=upstream.url), {"metadata": {"mode": "plan"}})
+    assert "metadata" not in upstream.last.body
+
+
+def test_an_unknown_provider_is_an_error_with_words() -> None:
+    with pytest.raises(UpstreamError, match="LLM Provider NOT provided") as caught:
+        send(Target(model="nonsense/model"), {})
+    assert caught.value.status == 400
+    assert "litellm.BadRequestError" not in str(caught.value)
+
+
+def test_complete(upstream: Provider) -> None:
+    prices = Prices(input=1, output=4, cached_read=0.5)
+
+    async def once() -> Any:
+        return await complete("openai/small", ASK, api_base=upstream.url, prices=prices, max_tokens=7)
+
+    answer = asyncio.run(once())
+    assert (answer.text, answer.input_tokens, answer.output_tokens) == ("Hello there!", 9, 3)
+    assert answer.cost == pytest.approx((5 * 1 + 4 * 0.5 + 3 * 4) / 1e6)
+    assert upstream.last.body["max_tokens"] == 7
+
+
+@pytest.mark.parametrize(("model", "priced"), [("openai/gpt-4o-mini", True), ("openai/unheard-of", False)])
+def test_complete_without_prices_takes_litellms_or_none(upstream: Provider, model: str, priced: bool) -> None:
+    async def once() -> Any:
+        return await complete(model, ASK, api_base=upstream.url)
+
+    assert (asyncio.run(once()).cost is not None) == priced
+
+
+@pytest.mark.parametrize(
+    ("text", "scrubbed"),
+    [
+        ("Incorrect API key provided: sk-proj-abc***xyz.", "Incorrect API key provided: [key]"),
+        ("Authorization: Bearer eyJhbGciOi.x-y", "Authorization: [key]"),
+        ("GET https://x/models?key=AIzaSyD-123456789012&alt=sse", "GET https://x/models?[key]&alt=sse"),
+        ('{"api_key": "0123456789"}', '{"[key]"}'),
+        ("the key is hunter2-hunter2", "the key is [key]"),
+        ("Unsupported key 'foo' in a token of 5 tokens", "Unsupported key 'foo' in a token of 5 tokens"),
+        ("max_tokens: 4096 is over the limit", "max_tokens: 4096 is over the limit"),
+    ],
+)
+def test_scrubber(text: str, scrubbed: str) -> None:
+    assert Scrubber(["hunter2-hunter2", ""])(text) == scrubbed
+
+
+def test_importing_the_server_does_not_import_litellm() -> None:
+    code = (
+        "import sys, router, router.cli, router.app, router.dispatch; "
+        "print([m for m in ('litellm', 'torch', 'sklearn', 'openai', 'training') if m in sys.modules])"
+    )
+    root = Path(__file__).parent.parent
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=root)
+    assert result.stdout == "[]\n"

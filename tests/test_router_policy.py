@@ -1,0 +1,235 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from router.errors import PolicyError, UsageError
+from router.policy import Address, Policy, Prices, default_policy_path, load_policy
+
+WHOLE = """\
+version: 1
+targets:
+  cheap:
+    model: openai/gpt-4o-mini
+    api_key_env: OPENAI_API_KEY
+    api_base: null
+    family: openai
+    context_window: 128000
+    max_output_tokens: 16384
+    supports: [tools, images, json_schema]
+    prices: {input: 0.15, output: 0.60, cached_read: 0.075, cache_write: 0}
+    params: {temperature: 0}
+    timeout: 600
+  frontier: {model: anthropic/claude-opus-4-6, api_key_env: ANTHROPIC_API_KEY}
+  local: {echo: true}
+tiers:
+  auto: {predict: {weak: cheap, strong: frontier, threshold: 0.12}}
+  balanced: {modes: {plan: frontier, commit: cheap, code: predict}, default: cheap,
+             predict: {targets: {a: cheap, b: frontier}}}
+default_tier: auto
+aliases: {gpt-4o: auto, "claude-*": "balanced:plan", mini: cheap, "llama*": balanced}
+limits: {body_bytes: 1048576, threshold_override: false}
+server: {port: 9000}
+"""
+
+
+def written(folder: Path, text: str, name: str = "router.yaml") -> Path:
+    path = folder / name
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def whole(tmp_path: Path) -> Policy:
+    return load_policy(written(tmp_path, WHOLE))
+
+
+def test_whole(whole: Policy) -> None:
+    cheap = whole.targets["cheap"]
+    assert cheap.model == "openai/gpt-4o-mini"
+    assert cheap.supports == {"tools", "images", "json_schema"}
+    assert cheap.timeout == 600
+    assert whole.tiers["balanced"].modes["code"] == "predict"
+    assert whole.limits.body_bytes == 2**20
+    assert whole.limits.prompts == 1000
+    assert whole.targets["local"].model == "echo"
+
+
+def test_the_policy_that_the_package_carries_needs_no_key() -> None:
+    policy = load_policy(default_policy_path())
+    assert policy.missing_keys({}) == []
+    assert policy.find("gpt-4o") == policy.find("auto") == Address(tier="auto")
+
+
+def test_hash_is_of_what_it_says_and_not_of_its_layout(tmp_path: Path, whole: Policy) -> None:
+    document = whole.model_dump(mode="json", exclude_unset=True)
+    as_json = load_policy(written(tmp_path, json.dumps(document, indent=8), "p.json"))
+    other = load_policy(written(tmp_path, WHOLE.replace("0.12", "0.13"), "other.yaml"))
+    assert as_json.hash == whole.hash
+    assert other.hash != whole.hash
+    assert len(whole.hash) == 12
+
+
+@pytest.mark.parametrize(
+    ("model", "address"),
+    [
+        ("auto", Address(tier="auto")),
+        ("balanced", Address(tier="balanced")),
+        ("auto:plan", Address(tier="auto", mode="plan")),
+        ("balanced:Plan", Address(tier="balanced", mode="plan")),
+        ("cheap", Address(target="cheap")),
+        ("mini", Address(target="cheap")),
+        ("gpt-4o", Address(tier="auto")),
+        ("gpt-4o:debug", Address(tier="auto", mode="debug")),
+        ("claude-opus-4", Address(tier="balanced", mode="plan")),
+        ("llama3:8b", Address(tier="balanced", mode="8b")),
+        ("llama3:8b:x y", Address(tier="balanced")),
+        ("cheap:plan", None),
+        ("mini:plan", None),
+        ("auto:", None),
+        (":plan", None),
+        ("auto:a b", None),
+        ("auto:plan\n", None),
+        ("", None),
+        ("gpt-5", None),
+        ("claude-" + "x" * 300, None),
+    ],
+)
+def test_find(whole: Policy, model: str, address: Address | None) -> None:
+    assert whole.find(model) == address
+
+
+def test_auto_is_the_default_tier_whatever_its_name(tmp_path: Path) -> None:
+    text = "version: 1\ntargets: {a: {echo: true}}\ntiers: {top: {default: a}}\ndefault_tier: top\n"
+    policy = load_policy(written(tmp_path, text))
+    assert policy.find("auto") == Address(tier="top")
+    assert policy.find("auto:plan") == Address(tier="top", mode="plan")
+    assert policy.names() == ["auto", "top", "a"]
+    assert not policy.uses_prediction()
+
+
+def test_names_leave_out_patterns(whole: Policy) -> None:
+    assert whole.names() == ["auto", "balanced", "cheap", "frontier", "local", "gpt-4o", "mini"]
+
+
+def test_bound_to_a_bundle(whole: Policy) -> None:
+    bound = whole.bound_to(("a", "b"), 0.3)
+    auto, balanced = bound.tiers["auto"].predict, bound.tiers["balanced"].predict
+    assert auto is not None
+    assert balanced is not None
+    assert dict(auto.targets) == {"a": "cheap", "b": "frontier"}
+    assert auto.threshold == 0.12  # the policy's counts
+    assert balanced.threshold == 0.3  # and the bundle's where it has none
+
+
+@pytest.mark.parametrize(
+    ("targets", "message"),
+    [
+        (("a", "c"), "no target is named for c"),
+        (("a",), "predict"),
+        (("a", "b", "c"), "the bundle predicts 3 targets"),
+    ],
+)
+def test_a_bundle_that_does_not_fit(whole: Policy, targets: tuple[str, ...], message: str) -> None:
+    with pytest.raises(PolicyError, match=message):
+        whole.bound_to(targets, 0.3)
+
+
+def test_missing_keys_are_one_line_each(whole: Policy) -> None:
+    lines = whole.missing_keys({"OPENAI_API_KEY": "sk-x", "ANTHROPIC_API_KEY": ""})
+    assert lines == ["ANTHROPIC_API_KEY is not set: requests to frontier will be answered with 401"]
+
+
+def test_cost_counts_cached_tokens_at_their_own_prices() -> None:
+    prices = Prices(input=1, output=10, cached_read=0.1, cache_write=1.25)
+    assert prices.cost(input=1000, output=100, cached_read=600, cache_write=200) == pytest.approx(
+        (200 * 1 + 600 * 0.1 + 200 * 1.25 + 100 * 10) / 1e6
+    )
+    assert Prices(input=1, output=10).cost(input=1000, output=0, cached_read=600) == pytest.approx(1e-3)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("prices:", "pricess:", r":12: targets\.cheap\.pricess: unknown key; did you mean prices\?$"),
+        ("version: 1", "version: 2", r":1: version: input should be 1$"),
+        ("version: 1\n", "", r"router\.yaml: version: is missing$"),
+        ("model: openai/gpt-4o-mini", "model: null", r":4: targets\.cheap\.model: must be text$"),
+        ("    model: openai/gpt-4o-mini\n", "", r":3: targets\.cheap: model is missing: a litellm model id"),
+        ("input: 0.15", "input: -1", r":11: targets\.cheap\.prices\.input: .*greater than or equal to 0$"),
+        ("input: 0.15", "input: .nan", r":11: targets\.cheap\.prices\.input: "),
+        ("input: 0.15, ", "", r":11: targets\.cheap\.prices\.input: is missing$"),
+        ("api_key_env: OPENAI_API_KEY", "api_key_env: sk-123", r":5: targets\.cheap\.api_key_env: may not be"),
+        ("api_base: null", "api_base: localhost", r":6: targets\.cheap\.api_base: may not be"),
+        ("{temperature: 0}", "{api_key: sk-1}", r":3: targets\.cheap: params may not set api_key$"),
+        ("[tools, images", "[tool, images", r":10: targets\.cheap\.supports"),
+        ("timeout: 600", "timeout: 0", r":13: targets\.cheap\.timeout"),
+        ("threshold: 0.12", "threshold: 12", r":17: tiers\.auto\.predict\.threshold"),
+        ("weak: cheap, ", "", r":17: tiers\.auto\.predict: give weak and strong, or targets$"),
+        ("strong: frontier", "strong: fronteer", r"tiers\.auto\.predict: no target is named fronteer"),
+        ("plan: frontier", "plan: top", r":18: tiers\.balanced\.modes\.plan: no target is named top"),
+        ("plan: frontier", "Plan: frontier", r":18: tiers\.balanced\.modes\.Plan: may not be written so"),
+        ("plan: frontier", "no: frontier", r"tiers\.balanced\.modes\."),
+        ("default: cheap", "default: chap", r"tiers\.balanced\.default: no target is named chap"),
+        ("default_tier: auto", "default_tier: balanced", r"tiers\.auto: auto always means the default tier"),
+        ("default_tier: auto", "default_tier: none", r":20: default_tier: no tier is named none$"),
+        ("default_tier: auto\n", "", r"default_tier: is missing; the tiers are auto, balanced$"),
+        ("mini: cheap", "mini: chap", r":21: aliases\.mini: chap is no target, tier or tier:mode$"),
+        ("mini: cheap", "local: cheap", r":21: aliases\.local: is the name of a target or a tier already$"),
+        ("  local:", "  predict:", r":15: targets\.predict: predict is a word of the tiers"),
+        ("  local:", "  balanced:", r"tiers\.balanced: is the name of a target too$"),
+        ("  local:", "  cheap:", r":15: targets\.cheap is there already, on line 3$"),
+        ("  local:", '  "a b":', r":15: targets\.a b: may not be written so"),
+        ("  local:", '  "x\\r\\ny":', r"may not be written so"),
+        ("port: 9000", "port: 99999", r":23: server\.port: "),
+        ("server: {port: 9000}", "server: 7", r":23: server: must be a mapping$"),
+        ("server: {port: 9000}", "server: {port: 9000", r"router\.yaml:\d+: not valid YAML \("),
+        ("server: {port: 9000}", "server: \t{}", r"router\.yaml"),
+    ],
+)
+def test_what_is_wrong_is_one_line_with_file_line_and_key(
+    tmp_path: Path, old: str, new: str, message: str
+) -> None:
+    assert old in WHOLE
+    with pytest.raises(PolicyError, match=message) as caught:
+        load_policy(written(tmp_path, WHOLE.replace(old, new, 1)))
+    assert "\n" not in str(caught.value)
+    assert "sk-1" not in str(caught.value)
+
+
+def test_more_than_one_problem_is_counted(tmp_path: Path) -> None:
+    text = WHOLE.replace("timeout: 600", "timeout: 0").replace("port: 9000", "port: -1")
+    with pytest.raises(PolicyError, match=r"timeout.* \(and 1 more\)$"):
+        load_policy(written(tmp_path, text))
+
+
+def test_predict_without_a_predict_section(tmp_path: Path) -> None:
+    text = "version: 1\ntargets: {a: {echo: true}}\ntiers: {t: {modes: {x: a}}}\ndefault_tier: t\n"
+    with pytest.raises(PolicyError, match=r":3: tiers\.t\.default: says predict, but"):
+        load_policy(written(tmp_path, text))
+
+
+@pytest.mark.parametrize("text", ["", "- a\n", "hello", "42"])
+def test_not_a_mapping(tmp_path: Path, text: str) -> None:
+    with pytest.raises(PolicyError, match="a policy is a mapping"):
+        load_policy(written(tmp_path, text))
+
+
+@pytest.mark.parametrize("text", ["!!python/object/apply:os.system ['true']", "a: !!python/name:os.system"])
+def test_yaml_cannot_run_code(tmp_path: Path, text: str) -> None:
+    with pytest.raises(PolicyError, match="not valid YAML"):
+        load_policy(written(tmp_path, text))
+
+
+def test_files_that_cannot_be_read(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no policy can be read there"):
+        load_policy(tmp_path / "none.yaml")
+    with pytest.raises(UsageError, match="no policy can be read there"):
+        load_policy(tmp_path)
+    (tmp_path / "latin.yaml").write_bytes(b"version: 1 # caf\xe9")
+    with pytest.raises(PolicyError, match="UTF-8"):
+        load_policy(tmp_path / "latin.yaml")
+    with pytest.raises(PolicyError, match="not valid JSON"):
+        load_policy(written(tmp_path, "{", "p.json"))

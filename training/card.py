@@ -1,0 +1,77 @@
+"""A bundle's card: what it is for, what it was trained on, and what it was measured to do."""
+
+from __future__ import annotations
+
+from router.bundle import Manifest
+from training.evaluation import Report
+from training.metrics import Interval, MethodFigures
+
+_ROWS = ("learned", "prompt_length", "random", "oracle")
+
+
+def write_card(manifest: Manifest, report: Report | None, gain: Interval | None, command: str) -> str:
+    """Markdown."""
+    threshold = manifest.thresholds["default"]
+    lines = [
+        f"# {manifest.name}",
+        "",
+        f"Predicts the quality of {', '.join(f'`{target}`' for target in manifest.targets)} (cheapest first) for a "
+        "prompt, and the gain of a dearer one over the cheapest.",
+        "",
+        f"- created {manifest.created} by router {manifest.versions['router']}, seed {manifest.seed}",
+        f"- encoder {manifest.encoder.name} ({manifest.encoder.hash[:12]})",
+        f"- threshold {threshold.value:.4f}: {threshold.how}",
+    ]
+    if gain is not None:
+        lines.append(f"- mean gain {gain.value:+.3f} (95 % interval {gain.low:+.3f} to {gain.high:+.3f})")
+    lines += [f"- **{note}**" for note in manifest.notes]
+    lines += ["", "## Trained on", "", "| file | rows | SHA-256 |", "| --- | --- | --- |"]
+    lines += [f"| {data.name} | {data.rows:,} | `{data.sha256[:16]}` |" for data in manifest.datasets]
+    if report is not None:
+        lines += [
+            "",
+            "## Held-out figures",
+            "",
+            "On the training rows, each predicted by parts that had not seen it (inner folds, grouped by prompt). The "
+            "calibration curves alone have seen the row; `router-train crossval` gives the fully nested figures.",
+            "",
+        ]
+        lines += _table("all", report)
+        for name, part in report.by_source.items():
+            lines += _table(name, part)
+    lines += [
+        "",
+        "## Limits",
+        "",
+        "A score says what the labels say: for other kinds of prompts than these, or other models, measure first "
+        "(`router-train evaluate`).",
+    ]
+    if "neighbours" in manifest.parts:
+        lines.append(
+            "The bundle holds a projection of the embedding of every training prompt. Embeddings can be inverted to "
+            "something near the text: train on private prompts with `--no-neighbours`."
+        )
+    if command:
+        lines += ["", "## Made by", "", "```", command, "```"]
+    return "\n".join(lines) + "\n"
+
+
+def _table(name: str, report: Report) -> list[str]:
+    head = f"**{name}**: n = {report.n:,}, {report.weak} {report.weak_quality:.3f}, {report.strong} {report.strong_quality:.3f}"
+    rows = [_row(method, report.methods[method]) for method in _ROWS if method in report.methods]
+    return [
+        head,
+        "",
+        "| method | APGR (95 % interval) | CPT50 | CPT80 | strong share at 95 % quality |",
+        "| --- | --- | --- | --- | --- |",
+        *rows,
+        "",
+    ]
+
+
+def _row(method: str, figures: MethodFigures) -> str:
+    low, high = figures.apgr_ci
+    return (
+        f"| {method} | {figures.apgr:.3f} ({low:.3f}–{high:.3f}) | {figures.cpt50:.1f} | {figures.cpt80:.1f} "
+        f"| {figures.strong_share_at_95:.1%} |"
+    )

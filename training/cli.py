@@ -1,0 +1,566 @@
+"""The command ``router-train``."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shlex
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from router import __version__
+from router.errors import RouterError, UsageError
+
+# What takes a second to import (pandas, scikit-learn, matplotlib) is imported by the command that needs it.
+if TYPE_CHECKING:
+    from router.features import Encoder, Features
+    from training.dataset import Dataset
+    from training.evaluation import Report
+
+app = typer.Typer(
+    name="router-train",
+    help="Train, measure and tune routers from labelled prompts.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+Datasets = Annotated[list[Path], typer.Argument(metavar="DATASET…", help="JSONL, CSV or Parquet; .gz too.")]
+Weak = Annotated[str, typer.Option("--weak", metavar="M", help="The cheap model's name in the labels.")]
+Strong = Annotated[
+    str, typer.Option("--strong", metavar="M", help="The frontier model's name in the labels.")
+]
+Seed = Annotated[int, typer.Option("--seed", metavar="N")]
+AsJson = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")]
+SkipBadRows = Annotated[bool, typer.Option("--skip-bad-rows", help="Leave bad rows out, and list them.")]
+EncoderOption = Annotated[
+    str | None,
+    typer.Option(
+        "--encoder",
+        metavar="E",
+        help="An encoder directory, or a sentence-transformers model by path or name.",
+    ),
+]
+PricesOption = Annotated[
+    Path | None,
+    typer.Option("--prices", metavar="FILE", help="YAML: model → {input, output}, USD per million tokens."),
+]
+
+
+def main() -> None:
+    """Run the command; every error that a user can cause is one line on standard error."""
+    try:
+        status = app(standalone_mode=False)
+    except RouterError as error:
+        _fail(str(error), error.exit_code)
+    except ModuleNotFoundError as error:
+        _fail(
+            f"{error.name} is not installed; install the extra 'train': pip install 'llm-difficulty-router[train]'",
+            1,
+        )
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except Exception as error:
+        # A wrong call, as click (which typer may carry inside) reports it.
+        if hasattr(error, "format_message") and hasattr(error, "exit_code"):
+            _fail(error.format_message(), error.exit_code)
+        raise
+    sys.exit(status if isinstance(status, int) else 0)
+
+
+def _fail(message: str, status: int) -> NoReturn:
+    print("router-train: " + " ".join(message.split()), file=sys.stderr)
+    sys.exit(status)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"router-train {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def convert(
+    source: Annotated[
+        str, typer.Argument(metavar="SOURCE", help="routellm-mmlu, routerbench, … (a wrong one lists all).")
+    ],
+    path: Annotated[Path, typer.Argument(metavar="PATH", help="The original's file or folder.")],
+    out: Annotated[Path, typer.Option("--out", metavar="FILE")],
+    rename: Annotated[
+        list[str] | None, typer.Option("--rename", metavar="OLD=NEW", help="A model's name; repeatable.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Read a public labelled set and write it as a dataset."""
+    from training.sources import convert as run
+
+    names = {}
+    for pair in rename or ():
+        old, equals, new = pair.partition("=")
+        if not (old and equals and new):
+            raise UsageError(f"--rename {pair}: expected OLD=NEW")
+        names[old] = new
+    report = run(source, path, out, names)
+    say = _console().print
+    say(f"{report.out}: {report.rows:,} of {report.read:,} rows", highlight=False)
+    for why, count in report.left_out.items():
+        say(f"  left out {count:,}: {why}", highlight=False)
+    for name, quality in report.mean_quality.items():
+        say(f"  mean quality {quality:.4f}  {name}", highlight=False)
+    for note in report.notes:
+        say(f"  {note}", highlight=False)
+    if as_json:
+        _emit({**asdict(report), "out": str(report.out)})
+
+
+@app.command()
+def fetch(
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="routellm-mmlu, alpacaeval, … (a wrong one lists all).")
+    ],
+    out: Annotated[Path, typer.Option("--out", metavar="DIR")] = Path("originals"),
+) -> None:
+    """Download a public original, resuming where an earlier run ended; checked by SHA-256."""
+    from training.fetch import Progress as Fetching
+    from training.fetch import fetch as run
+
+    with _bars() as bars:
+        rows: dict[str, Any] = {}
+
+        def show(now: Fetching) -> None:
+            if now.file not in rows:
+                rows[now.file] = bars.add_task(f"{now.position}/{now.files} {now.file}")
+            bars.update(rows[now.file], completed=now.done, total=now.total)
+
+        report = run(name, out, show)
+    console = _console()
+    console.print(
+        f"{len(report.files)} files of {report.name} in {out}; licence: {report.licence}", highlight=False
+    )
+    for path in report.unverified:
+        console.print(f"  {path}: no hash is recorded for it; not verified", highlight=False)
+
+
+@app.command()
+def label(
+    prompts: Annotated[
+        Path, typer.Argument(metavar="PROMPTS", help="Rows with prompt or messages; no labels needed.")
+    ],
+    weak: Weak,
+    strong: Strong,
+    out: Annotated[Path, typer.Option("--out", metavar="FILE")],
+    judge: Annotated[
+        str | None, typer.Option("--judge", metavar="M", help="The grading model; --strong by default.")
+    ] = None,
+    pairwise: Annotated[
+        bool, typer.Option("--pairwise", help="Compare the answers, in both orders.")
+    ] = False,
+    prices_file: PricesOption = None,
+    budget: Annotated[
+        float | None, typer.Option("--budget", metavar="USD", help="Stop before spending more.")
+    ] = None,
+    concurrency: Annotated[int, typer.Option("--concurrency", metavar="N")] = 8,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask before spending.")] = False,
+) -> None:
+    """Make labels: both models answer each prompt, a judge grades the answers. Keys: the providers' own variables."""
+    from router.dispatch import complete
+    from training.dataset import load_prompts
+    from training.labels import Job, estimate, pending
+    from training.labels import Progress as Labelling
+    from training.labels import label as run
+    from training.prices import load_prices
+
+    rows = load_prompts(prompts)
+    job = Job(weak, strong, judge or strong, pairwise)
+    prices = load_prices(prices_file) if prices_file else {}
+    waiting = pending(rows, job, out)
+    console = _console()
+    cost = estimate(waiting, prices, job)
+    dollars = (
+        f"about ${cost.cost:,.2f}, ${cost.highest:,.2f} at most"
+        if cost.cost is not None
+        else f"cost unknown: --prices has no price for {', '.join(cost.unpriced)}"
+    )
+    console.print(f"{cost.prompts:,} prompts to label, {cost.calls:,} calls: {dollars}", highlight=False)
+    if waiting and not yes and not typer.confirm("Go on?", err=True):
+        raise UsageError("nothing was spent")
+    with _bars() as bars:
+        bar = bars.add_task("labelling", total=len(rows))
+
+        def show(now: Labelling) -> None:
+            bars.update(
+                bar, completed=now.done, description=f"labelling (${now.spent:.2f}, {now.failed} failed)"
+            )
+
+        report = asyncio.run(
+            run(
+                rows, complete, job, out, prices=prices, budget=budget, concurrency=concurrency, progress=show
+            )
+        )
+    console.print(
+        f"{report.labelled:,} labelled ({report.resumed:,} before), {len(report.failed):,} failed, "
+        f"{report.remaining:,} not tried, ${report.spent:.4f} spent",
+        highlight=False,
+    )
+    if report.out is None:
+        raise RouterError(f"{report.stopped or 'no row was labelled'}; what is done is in {report.partial}")
+
+
+@app.command()
+def crossval(
+    datasets: Datasets,
+    weak: Weak,
+    strong: Strong,
+    folds: Annotated[int, typer.Option("--folds", metavar="N")] = 5,
+    repeats: Annotated[int, typer.Option("--repeats", metavar="N", help="Fold seeds to average over.")] = 1,
+    group_by: Annotated[
+        str, typer.Option("--group-by", metavar="FIELD", help="group, domain or source.")
+    ] = "group",
+    encoder: EncoderOption = None,
+    prices_file: PricesOption = None,
+    seed: Seed = 0,
+    skip_bad_rows: SkipBadRows = False,
+    as_json: AsJson = False,
+) -> None:
+    """Cross-validate the router on a pair of models, beside random, prompt length, two baselines and the oracle."""
+    from training.evaluation import crossval as run
+    from training.evaluation import groups_by, pair_rows
+
+    dataset = _load(datasets, (weak, strong), skip_bad_rows)
+    dataset = _priced(pair_rows(dataset, weak, strong), prices_file)
+    groups = groups_by(dataset, group_by)
+    features = _features(dataset, _encoder(encoder))
+    with _bars() as bars:
+        bar = bars.add_task("cross-validating", total=folds * repeats)
+        report = run(
+            dataset,
+            features,
+            folds=folds,
+            repeats=repeats,
+            groups=groups,
+            seed=seed,
+            progress=lambda: bars.advance(bar),
+        )
+    _show(report, f"{folds} folds by {group_by} × {repeats}", as_json)
+
+
+@app.command()
+def fit(
+    datasets: Datasets,
+    out: Annotated[Path, typer.Option("--out", metavar="DIR")],
+    weak: Annotated[str | None, typer.Option("--weak", metavar="M")] = None,
+    strong: Annotated[str | None, typer.Option("--strong", metavar="M")] = None,
+    targets: Annotated[
+        str | None, typer.Option("--targets", metavar="M,M,…", help="Three or more, cheapest first.")
+    ] = None,
+    ladder: Annotated[
+        str | None, typer.Option("--ladder", metavar="M,M,…", help="For rows with 'sufficient'.")
+    ] = None,
+    encoder: EncoderOption = None,
+    prices_file: PricesOption = None,
+    no_neighbours: Annotated[
+        bool, typer.Option("--no-neighbours", help="Keep no embedding of a training prompt.")
+    ] = False,
+    seed: Seed = 0,
+    skip_bad_rows: SkipBadRows = False,
+    as_json: AsJson = False,
+) -> None:
+    """Train a bundle."""
+    from router.predictor import PARTS
+    from training.estimator import INNER_FOLDS
+    from training.prices import by_price, load_prices
+    from training.train import fit as run
+
+    names = _targets(weak, strong, targets)
+    if prices_file and targets:
+        names = by_price(names, load_prices(prices_file))
+    steps = tuple(ladder.split(",")) if ladder else None
+    dataset = _priced(_load(datasets, names, skip_bad_rows, steps), prices_file)
+    chosen = _encoder(encoder)
+    features = _features(dataset, chosen)
+    parts = tuple(part for part in PARTS if not (no_neighbours and part == "neighbours"))
+    with _bars() as bars:
+        bar = bars.add_task("fitting", total=INNER_FOLDS + 1)
+        result = run(
+            dataset,
+            features,
+            chosen,
+            out,
+            seed=seed,
+            parts=parts,
+            command="router-train " + shlex.join(sys.argv[1:]),
+            progress=lambda: bars.advance(bar),
+        )
+    console = _console()
+    if result.report is not None:
+        _show(result.report, "out of fold")
+    for warning in result.warnings:
+        console.print(f"warning: {warning}", style="yellow", highlight=False)
+    threshold = result.bundle.manifest.thresholds["default"]
+    console.print(
+        f"{out}: {result.bundle.manifest.id}, threshold {threshold.value:.4f} ({threshold.how})",
+        highlight=False,
+    )
+    if as_json:
+        _emit({"bundle": str(out), **result.bundle.manifest.model_dump(mode="json")})
+
+
+@app.command()
+def evaluate(
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE")],
+    datasets: Datasets,
+    rename: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--rename",
+            metavar="OLD=NEW",
+            help="A model of the rows, named as the bundle's target; repeatable.",
+        ),
+    ] = None,
+    prices_file: PricesOption = None,
+    seed: Seed = 0,
+    skip_bad_rows: SkipBadRows = False,
+    as_json: AsJson = False,
+) -> None:
+    """Measure a bundle on rows that it has not seen."""
+    from router.predictor import load_predictor
+    from training.evaluation import evaluate as run
+
+    predictor = load_predictor(bundle)
+    dataset = _pair_for(predictor.targets, datasets, rename, prices_file, skip_bad_rows)
+    features = _features(dataset, predictor.encoder)
+    _show(run(predictor, dataset, features, seed=seed), predictor.name, as_json)
+
+
+@app.command()
+def tune(
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE")],
+    datasets: Datasets,
+    quality: Annotated[
+        float | None, typer.Option("--quality", metavar="X", help="Least share of strong's quality, as .95.")
+    ] = None,
+    confidence: Annotated[float | None, typer.Option("--confidence", metavar="X")] = None,
+    strong_share: Annotated[
+        float | None, typer.Option("--strong-share", metavar="X", help="Share of calls to strong, as .3.")
+    ] = None,
+    max_cost: Annotated[
+        float | None,
+        typer.Option("--max-cost", metavar="USD", help="Per 1,000 requests; needs costs or --prices."),
+    ] = None,
+    rename: Annotated[list[str] | None, typer.Option("--rename", metavar="OLD=NEW")] = None,
+    prices_file: PricesOption = None,
+    write: Annotated[bool, typer.Option("--write", help="Make it the bundle's threshold.")] = False,
+    plot: Annotated[
+        Path | None, typer.Option("--plot", metavar="FILE", help="The curve as PNG, SVG or PDF.")
+    ] = None,
+    skip_bad_rows: SkipBadRows = False,
+    as_json: AsJson = False,
+) -> None:
+    """Choose the threshold by quality, strong share or cost, on rows that the bundle has not seen."""
+    from router.predictor import load_predictor
+    from training.train import as_threshold, write_threshold
+    from training.train import tune as run
+
+    if sum(goal is not None for goal in (quality, strong_share, max_cost)) != 1:
+        raise UsageError("give one of --quality, --strong-share and --max-cost")
+    if confidence is not None:
+        raise UsageError(
+            "--confidence is not there yet: thresholds are chosen on the mean of the calibration rows"
+        )
+    predictor = load_predictor(bundle)
+    dataset = _pair_for(predictor.targets, datasets, rename, prices_file, skip_bad_rows)
+    features = _features(dataset, predictor.encoder)
+    result = run(
+        predictor, dataset, features, quality=quality, strong_share=strong_share, max_cost=max_cost, plot=plot
+    )
+    chosen = result.chosen
+    console = _console()
+    seen = f"; {result.seen:,} rows left out, the bundle was trained on them" if result.seen else ""
+    console.print(f"threshold {chosen.threshold:.4f}: {chosen.how}{seen}", highlight=False)
+    console.print(
+        f"  {chosen.strong_share:.1%} of calls to {predictor.targets[1]}, quality {chosen.quality:.4f} = "
+        f"{chosen.quality / result.strong_quality:.1%} of always-strong; random needs {result.random_share:.1%} for 95 %"
+        if chosen.quality is not None
+        else f"  {chosen.strong_share:.1%} of calls to {predictor.targets[1]}",
+        highlight=False,
+    )
+    if chosen.cost is not None:
+        console.print(f"  ${1000 * chosen.cost:.4f} per 1,000 requests", highlight=False)
+    if write:
+        write_threshold(bundle, as_threshold(chosen, result.strong_quality, "rows not trained on"))
+        console.print(f"  written to {bundle}", highlight=False)
+    if plot:
+        console.print(f"  plot: {plot}", highlight=False)
+    if as_json:
+        _emit(
+            {
+                **chosen.as_dict(),
+                "strong_quality": result.strong_quality,
+                "seen": result.seen,
+                "written": write,
+                "bundle": predictor.name,
+            }
+        )
+
+
+@app.command("export-encoder")
+def export_encoder(
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="A sentence-transformers model by path or name.")
+    ],
+    out: Annotated[Path, typer.Option("--out", metavar="DIR")],
+    name: Annotated[str | None, typer.Option("--name", metavar="NAME")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Turn a sentence-transformers model into an int8 ONNX encoder, and measure how well it agrees."""
+    from training.export import export_encoder as run
+
+    agreement = run(model, out, name=name)
+    _console().print(
+        f"{out}: mean cosine with the original {agreement.mean:.4f}, worst {agreement.worst:.4f}, over {agreement.n} texts",
+        highlight=False,
+    )
+    if as_json:
+        _emit(asdict(agreement))
+
+
+def _targets(weak: str | None, strong: str | None, targets: str | None) -> tuple[str, ...]:
+    if targets and not (weak or strong):
+        names = tuple(name.strip() for name in targets.split(",") if name.strip())
+    elif weak and strong and not targets:
+        names = (weak, strong)
+    else:
+        raise UsageError("give --weak and --strong, or --targets")
+    if len(names) < 2 or len(set(names)) < len(names):
+        raise UsageError(f"targets {', '.join(names)}: at least two different ones are needed")
+    return names
+
+
+def _load(
+    paths: Sequence[Path],
+    targets: Sequence[str] | None,
+    skip_bad_rows: bool,
+    ladder: Sequence[str] | None = None,
+) -> Dataset:
+    from training.dataset import load_dataset
+
+    dataset = load_dataset(paths, targets=targets, ladder=ladder, skip_bad_rows=skip_bad_rows)
+    console = _console()
+    if dataset.report.skipped:
+        console.print(f"{len(dataset.report.skipped):,} bad rows skipped:", style="yellow", highlight=False)
+        for bad in dataset.report.skipped:
+            console.print(f"  {bad}", style="yellow", highlight=False, soft_wrap=True)
+    if dataset.report.extra_fields:
+        extra = ", ".join(f"{name} ({count:,} rows)" for name, count in dataset.report.extra_fields.items())
+        console.print(f"fields that are not read: {extra}", style="dim", highlight=False)
+    return dataset
+
+
+def _pair_for(
+    targets: tuple[str, ...],
+    paths: Sequence[Path],
+    rename: Sequence[str] | None,
+    prices_file: Path | None,
+    skip_bad_rows: bool,
+) -> Dataset:
+    """Rows of a bundle's pair, with the rows' model names told by ``--rename``."""
+    from dataclasses import replace
+
+    from training.evaluation import pair_rows
+
+    if len(targets) != 2:
+        raise UsageError(f"the bundle has {len(targets)} targets; this takes one with two")
+    names = {}
+    for pair in rename or ():
+        old, equals, new = pair.partition("=")
+        if not (old and equals and new in targets):
+            raise UsageError(f"--rename {pair}: expected OLD=NEW with NEW one of {', '.join(targets)}")
+        names[new] = old
+    dataset = _load(paths, [names.get(target, target) for target in targets], skip_bad_rows)
+    return _priced(pair_rows(replace(dataset, targets=targets), *targets), prices_file)
+
+
+def _priced(dataset: Dataset, prices_file: Path | None) -> Dataset:
+    if prices_file is None:
+        return dataset
+    from training.prices import load_prices, with_costs
+
+    return with_costs(dataset, load_prices(prices_file))
+
+
+def _encoder(location: str | None) -> Encoder:
+    from router.bundle import default_encoders_dir
+    from router.features import load_encoder
+
+    return load_encoder(location or default_encoders_dir() / "all-MiniLM-L6-v2-int8")
+
+
+def _features(dataset: Dataset, encoder: Encoder) -> Features:
+    from training.train import features_of
+
+    with _bars() as bars:
+        bar = bars.add_task("embedding", total=len(dataset))
+        return features_of(dataset, encoder, progress=lambda n: bars.advance(bar, n))
+
+
+def _show(report: Report, title: str, as_json: bool = False) -> None:
+    from training.tables import report_tables
+
+    console = _console()
+    for table in report_tables(report, title):
+        console.print(table)
+        console.print()
+    if as_json:
+        _emit(report.as_dict())
+
+
+def _console() -> Console:
+    # A table must not be cut where nobody can widen the window.
+    return Console(stderr=True, width=None if sys.stderr.isatty() else 140)
+
+
+@contextmanager
+def _bars() -> Iterator[Progress]:
+    with Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+        transient=True,
+    ) as bars:
+        yield bars
+
+
+def _emit(value: dict[str, Any]) -> None:
+    print(json.dumps(value, ensure_ascii=False, default=str))
+
+
+if __name__ == "__main__":
+    main()

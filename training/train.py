@@ -1,0 +1,301 @@
+"""The orchestrator: dataset → features → estimator → calibration → threshold → bundle."""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+import router
+from router.bundle import (
+    SCHEMA_VERSION,
+    Bundle,
+    DatasetReference,
+    EncoderReference,
+    Manifest,
+    Probe,
+    Threshold,
+    prompt_hashes,
+    prompt_of,
+    save_bundle,
+    write_manifest,
+)
+from router.errors import DatasetError, UsageError
+from router.features import FEATURES_VERSION, Encoder, Features, extract
+from router.predictor import PARTS, PROBE_DIMENSIONS, Predictor, load_predictor, predict, prepare
+from training.card import write_card
+from training.dataset import Dataset
+from training.embeddings import embed
+from training.estimator import QualityEstimator
+from training.evaluation import Report, pair_rows, report_of
+from training.metrics import QUALITY_BAR, Interval, gain_interval, random_strong_share_at
+from training.probes import ROWS
+from training.threshold import ChosenThreshold, for_max_cost, for_quality, for_strong_share
+
+# Fewer rows than this cannot hold a fold for each of fitting, stacking and calibration.
+MINIMUM_ROWS = 50
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A bundle that was trained and written.
+
+    Attributes
+    ----------
+    bundle : Bundle
+    report : Report or None
+        Figures on out-of-fold rows; None where there are more than two targets.
+    gain : Interval or None
+        The mean gain of strong over weak with its 95 % interval.
+    warnings : tuple of str
+        What a person should know before using it.
+    """
+
+    bundle: Bundle
+    report: Report | None
+    gain: Interval | None
+    warnings: tuple[str, ...]
+
+
+def features_of(
+    dataset: Dataset, encoder: Encoder, *, progress: Callable[[int], None] = lambda n: None
+) -> Features:
+    """Features of a dataset's prompts; embeddings come from the cache where they are in it."""
+    return extract(dataset.prompts, encoder, embed(dataset.prompts, encoder, progress=progress))
+
+
+def fit(
+    dataset: Dataset,
+    features: Features,
+    encoder: Encoder,
+    out: Path,
+    *,
+    seed: int = 0,
+    parts: Sequence[str] = PARTS,
+    command: str = "",
+    progress: Callable[[], None] = lambda: None,
+) -> Fit:
+    """Train a bundle and write it to ``out``; what is there is only replaced when all went well.
+
+    Parameters
+    ----------
+    dataset : Dataset
+        Targets cheapest first.
+    features : Features
+        Of the same rows.
+    parts : sequence of str
+        Without ``neighbours`` the bundle keeps no embedding of a training prompt.
+    command : str
+        How to make the bundle again, for its card.
+    progress : callable
+        Called once an inner fold and once for the final fit.
+
+    Raises
+    ------
+    DatasetError
+        There are too few rows, or a target's labels are all alike.
+    """
+    _check(dataset)
+    estimator = QualityEstimator(dataset.targets, parts=parts, seed=seed)
+    estimator.fit(features, dataset.quality, dataset.groups, progress)
+
+    gain = report = None
+    if len(dataset.targets) == 2:
+        pair = pair_rows(dataset, *dataset.targets)
+        both = ~np.isnan(dataset.quality).any(axis=1)
+        score = estimator.out_of_fold_.score[both]
+        report = report_of(pair, score, seed=seed)
+        gain = gain_interval(*pair.quality.T, groups=pair.groups, seed=seed)
+        threshold = default_threshold(score, pair)
+    else:
+        threshold = Threshold(
+            value=0.0, how="untuned: the cheapest target that is not expected to lose", rows=len(dataset)
+        )
+    warnings = _warnings(dataset, gain, report)
+
+    manifest = Manifest(
+        schema_version=SCHEMA_VERSION,
+        name=out.name,
+        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        targets=dataset.targets,
+        encoder=EncoderReference(name=encoder.name, hash=encoder.hash, dimension=encoder.dimension),
+        features_version=FEATURES_VERSION,
+        datasets=tuple(
+            DatasetReference(name=Path(file.path).name, sha256=file.digest, rows=file.rows)
+            for file in dataset.report.files
+        ),
+        seed=seed,
+        versions={
+            name: importlib.metadata.version(name)
+            for name in ("numpy", "scikit-learn", "onnxruntime", "tokenizers")
+        }
+        | {"router": router.__version__},
+        parts=tuple(parts),
+        thresholds={"default": threshold},
+        metrics={} if report is None else {"out_of_fold": report.as_dict()},
+        notes=warnings,
+    )
+    bundle = Bundle(
+        manifest=manifest,
+        arrays=estimator.arrays_,
+        seen=np.unique(prompt_hashes(dataset.prompts)),
+        probes=_probes(estimator, encoder),
+        card=write_card(manifest, report, gain, command),
+    )
+    saved = save_bundle(bundle, out)
+    Predictor(saved, encoder)  # replays the probes: what was written is what will be served
+    return Fit(saved, report, gain, warnings)
+
+
+def default_threshold(score: NDArray[np.float64], pair: Dataset) -> Threshold:
+    """The least strong share with 95 % of strong's quality, on rows the estimator was not fitted on."""
+    weak, strong = pair.quality.T
+    return as_threshold(
+        for_quality(score, weak, strong, quality=QUALITY_BAR), float(strong.mean()), "out-of-fold rows"
+    )
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """A threshold chosen for a bundle.
+
+    Attributes
+    ----------
+    chosen : ChosenThreshold
+    strong_quality : float
+        Mean quality of always-strong on the rows it was chosen on.
+    random_share : float
+        The share of strong calls that a router without knowledge needs for 95 % of strong's quality.
+    seen : int
+        Rows left out because the bundle was trained on them.
+    """
+
+    chosen: ChosenThreshold
+    strong_quality: float
+    random_share: float
+    seen: int
+
+
+def tune(
+    predictor: Predictor,
+    pair: Dataset,
+    features: Features,
+    *,
+    quality: float | None = None,
+    strong_share: float | None = None,
+    max_cost: float | None = None,
+    plot: Path | None = None,
+) -> Tuned:
+    """Choose a bundle's threshold by one of three goals, on rows it was not trained on.
+
+    Parameters
+    ----------
+    pair : Dataset
+        As :func:`training.evaluation.pair_rows` gives it.
+    quality : float, optional
+        Least share of strong's mean quality.
+    strong_share : float, optional
+        Share of calls to strong.
+    max_cost : float, optional
+        US dollars per 1,000 requests.
+    plot : Path, optional
+        Where to draw the curve with the chosen point.
+
+    Raises
+    ------
+    UsageError
+        The goal cannot be reached.
+    DatasetError
+        The bundle was trained on every row.
+    """
+    fresh = ~predictor.bundle.has_seen(pair.prompts)
+    if not fresh.any():
+        raise DatasetError(f"all {len(pair)} rows were trained on: a threshold needs rows that were not")
+    rows, score = pair.select(fresh), predictor.predict_features(features.take(np.flatnonzero(fresh))).score
+    weak, strong = rows.quality.T
+    costs = {"cost_weak": rows.cost[:, 0], "cost_strong": rows.cost[:, 1]}
+    if quality is not None:
+        chosen = for_quality(score, weak, strong, quality=quality, **costs)
+    elif strong_share is not None:
+        chosen = for_strong_share(score, strong_share, weak, strong, **costs)
+    elif max_cost is not None:
+        chosen = for_max_cost(score, weak, strong, **costs, usd_per_1k=max_cost)
+    else:
+        raise UsageError("a goal is needed: quality, strong_share or max_cost")
+    if plot is not None:
+        from training.plot import plot_curve
+
+        plot_curve(plot, score, weak, strong, chosen=chosen, names=(rows.targets[0], rows.targets[1]))
+    return Tuned(chosen, float(strong.mean()), random_strong_share_at(weak, strong), int((~fresh).sum()))
+
+
+def as_threshold(chosen: ChosenThreshold, strong_quality: float, rows: str) -> Threshold:
+    """A chosen threshold as the manifest records it."""
+    return Threshold(
+        value=chosen.threshold,
+        how=f"{chosen.how} ({rows})",
+        rows=chosen.n,
+        strong_share=chosen.strong_share,
+        quality_ratio=None
+        if chosen.quality is None or not strong_quality
+        else chosen.quality / strong_quality,
+    )
+
+
+def write_threshold(path: Path, threshold: Threshold) -> None:
+    """Make a threshold the bundle's default; the one before stays under ``previous``."""
+    manifest = load_predictor(path).manifest
+    thresholds = {**manifest.thresholds, "previous": manifest.thresholds["default"], "default": threshold}
+    write_manifest(manifest.model_copy(update={"thresholds": thresholds}), path)
+
+
+def _check(dataset: Dataset) -> None:
+    if len(dataset.targets) < 2:
+        raise UsageError("at least two targets are needed")
+    if len(np.unique(dataset.groups)) < MINIMUM_ROWS:
+        raise DatasetError(
+            f"{len(np.unique(dataset.groups))} distinct prompts are too few to train on; at least {MINIMUM_ROWS} are needed"
+        )
+    for t, target in enumerate(dataset.targets):
+        labels = dataset.quality[:, t]
+        labels = labels[~np.isnan(labels)]
+        if np.ptp(labels) == 0:
+            raise DatasetError(
+                f"every quality of {target} is {labels[0]:g}: there is a single class, and nothing to learn from it"
+            )
+
+
+def _warnings(dataset: Dataset, gain: Interval | None, report: Report | None) -> tuple[str, ...]:
+    if gain is None or report is None:
+        return ()
+    weak, strong = dataset.targets
+    found = []
+    if gain.low <= 0 <= gain.high:
+        found.append(
+            f"the labels do not show that {strong} is better than {weak}: mean gain {gain.value:+.3f}, "
+            f"95 % interval {gain.low:+.3f} to {gain.high:+.3f}; a router between them has nothing to recover"
+        )
+    elif gain.high < 0:
+        found.append(
+            f"{strong} is worse than {weak} on these labels (mean gain {gain.value:+.3f}): swap the two"
+        )
+    low = report.methods["learned"].apgr_ci[0]
+    if report.methods["learned"].defined and not np.isnan(low) and low <= 0.5:
+        found.append(
+            "the predictor is not shown to be better than random on held-out rows (APGR interval holds .5)"
+        )
+    return tuple(found)
+
+
+def _probes(estimator: QualityEstimator, encoder: Encoder) -> tuple[Probe, ...]:
+    features = extract([prompt_of(row) for row in ROWS], encoder)
+    scores = predict(features, prepare(estimator.arrays_), tuple(estimator.targets), estimator.parts).score
+    return tuple(
+        Probe(row, round(float(score), 6), tuple(round(float(x), 5) for x in embedding[:PROBE_DIMENSIONS]))
+        for row, score, embedding in zip(ROWS, scores, features.embedding, strict=True)
+    )
