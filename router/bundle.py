@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from router.errors import BundleError
 from router.features import Prompt, prompt_from_messages, prompt_from_text
@@ -92,6 +92,13 @@ class Manifest(_Frozen):
     notes: tuple[str, ...] = ()
     files: dict[str, str] = {}
 
+    @field_validator("thresholds")
+    @classmethod
+    def _check_default(cls, thresholds: dict[str, Threshold]) -> dict[str, Threshold]:
+        if "default" not in thresholds:
+            raise ValueError('no "default" among them')
+        return thresholds
+
     @property
     def id(self) -> str:
         """Name and the first 8 digits of the estimator's hash; what logs and answers call the bundle."""
@@ -156,7 +163,9 @@ def prompt_hashes(prompts: Iterable[Prompt]) -> NDArray[np.uint64]:
     return np.array(
         [
             int.from_bytes(
-                hashlib.blake2b(" ".join(prompt.text.lower().split()).encode(), digest_size=8).digest(),
+                hashlib.blake2b(
+                    " ".join(prompt.text.lower().split()).encode("utf-8", "replace"), digest_size=8
+                ).digest(),
                 "little",
             )
             for prompt in prompts
@@ -173,17 +182,31 @@ def save_bundle(bundle: Bundle, path: Path) -> Bundle:
     Raises
     ------
     BundleError
-        ``path`` holds something that is not a bundle, or the bundle is over ``MAXIMUM_BYTES``.
+        ``path`` holds something that is not a bundle or cannot be written, or the bundle is over ``MAXIMUM_BYTES``.
     """
-    from safetensors.numpy import save_file
+    check_destination(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return _save(bundle, path)
+    except OSError as error:
+        raise BundleError(f"{path}: cannot be written ({error.strerror})") from None
 
+
+def check_destination(path: Path) -> None:
+    """Raise :class:`BundleError` where ``path`` holds something that is not a bundle."""
     if path.exists() and not (path / MANIFEST_FILE).is_file():
         raise BundleError(f"{path} exists and is not a bundle; choose another directory")
-    path.parent.mkdir(parents=True, exist_ok=True)
+
+
+def _save(bundle: Bundle, path: Path) -> Bundle:
+    from safetensors.numpy import save
+
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as scratch:
-        new = Path(scratch, "new")
+        new, old = Path(scratch, "new"), Path(scratch, "old")
         new.mkdir()
-        save_file({k: np.ascontiguousarray(v) for k, v in bundle.arrays.items()}, str(new / ESTIMATOR_FILE))
+        # Not safetensors' save_file, which writes for the owner's eyes alone: a server may run as another user.
+        arrays = {name: np.asarray(values, order="C") for name, values in bundle.arrays.items()}
+        (new / ESTIMATOR_FILE).write_bytes(save(arrays))
         (new / SEEN_FILE).write_bytes(np.sort(bundle.seen).astype("<u8").tobytes())
         lines = [
             json.dumps(
@@ -202,17 +225,26 @@ def save_bundle(bundle: Bundle, path: Path) -> Bundle:
                 f"the bundle is {size / 2**20:.1f} MB, over {MAXIMUM_BYTES / 2**20:.0f} MB; "
                 "train with --no-neighbours, or on fewer rows"
             )
-        if path.exists():
-            path.rename(Path(scratch, "old"))
-        new.rename(path)
+        replaced = path.exists()
+        if replaced:
+            path.rename(old)
+        try:
+            new.rename(path)
+        except OSError:
+            if replaced:
+                old.rename(path)
+            raise
     return Bundle(manifest, bundle.arrays, np.sort(bundle.seen), bundle.probes, bundle.card)
 
 
 def write_manifest(manifest: Manifest, path: Path) -> None:
     """Write ``manifest.json`` into a bundle's directory in one step."""
     scratch = path / f".{MANIFEST_FILE}.new"
-    scratch.write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
-    scratch.replace(path / MANIFEST_FILE)
+    try:
+        scratch.write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        scratch.replace(path / MANIFEST_FILE)
+    except OSError as error:
+        raise BundleError(f"{path / MANIFEST_FILE}: cannot be written ({error.strerror})") from None
 
 
 def read_manifest(path: Path) -> Manifest:
@@ -261,7 +293,8 @@ def load_bundle(path: Path) -> Bundle:
             raise BundleError(f"{path / file}: truncated or changed: its hash is not the manifest's")
     try:
         arrays = load(contents[ESTIMATOR_FILE])
-        rows = [json.loads(line) for line in contents[PROBES_FILE].decode().splitlines()]
+        # Not splitlines(), which also splits at line separators inside a prompt.
+        rows = [json.loads(line) for line in contents[PROBES_FILE].decode().split("\n") if line]
         probes = tuple(Probe(row, float(row.pop("score")), tuple(row.pop("embedding"))) for row in rows)
     except (SafetensorError, ValueError, KeyError, TypeError) as error:
         raise BundleError(f"{path}: not readable ({error})") from None
@@ -271,7 +304,7 @@ def load_bundle(path: Path) -> Bundle:
         arrays=arrays,
         seen=np.frombuffer(contents[SEEN_FILE], dtype="<u8").astype(np.uint64),
         probes=probes,
-        card=card.read_text(encoding="utf-8") if card.is_file() else "",
+        card=card.read_text(encoding="utf-8", errors="replace") if card.is_file() else "",
     )
 
 

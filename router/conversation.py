@@ -62,6 +62,7 @@ _ASK_BLOCKS = (
 )
 # The name must end where the tag does or at white space: <rules> is not <rules-of-chess>.
 _OPENING = {name: re.compile(rf"<{re.escape(name)}(?:\s[^<>]*)?>", re.IGNORECASE) for name in _HARNESS_BLOCKS}
+_CLOSING = {name: re.compile(rf"</{re.escape(name)}>", re.IGNORECASE) for name in _HARNESS_BLOCKS}
 _ASK_TAG = re.compile(rf"</?(?:{'|'.join(map(re.escape, _ASK_BLOCKS))})(?:\s[^<>]*)?>", re.IGNORECASE)
 _BLANK_LINES = re.compile(r"\n{3,}")
 
@@ -182,7 +183,7 @@ def prompt_from_messages(
         human = [last] if last else []
     ask = human[-1] if human else ""
     text = cut(ask, TEXT_BUDGET)
-    room = min(HISTORY_BUDGET, TEXT_BUDGET - len(text))
+    room = min(HISTORY_BUDGET, TEXT_BUDGET - len(text) - 2)  # 2: the blank line between turns
     for earlier in reversed(human[:-1]):
         if room < 40:  # less than a short sentence adds nothing
             break
@@ -202,21 +203,21 @@ def strip_harness(text: str) -> str:
     lowered = text.lower()
     for name, opening in _OPENING.items():
         if f"<{name.lower()}" in lowered:
-            text = _without_block(text, opening, f"</{name.lower()}>")
+            text = _without_block(text, opening, _CLOSING[name])
     text = _ASK_TAG.sub("", text)
     return _BLANK_LINES.sub("\n\n", text).strip()
 
 
-def _without_block(text: str, opening: re.Pattern[str], closing: str) -> str:
-    lowered = text.lower()
+def _without_block(text: str, opening: re.Pattern[str], closing: re.Pattern[str]) -> str:
+    # Positions in text.lower() would not be those in text: some capitals lower to two characters.
     kept: list[str] = []
     position = 0
     while (start := opening.search(text, position)) is not None:
-        end = lowered.find(closing, start.end())
-        if end < 0:
+        end = closing.search(text, start.end())
+        if end is None:
             break
         kept.append(text[position : start.start()])
-        position = end + len(closing)
+        position = end.end()
     kept.append(text[position:])
     return "".join(kept)
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from router.errors import RequestError
-from router.policy import PREDICT, Address, Policy, Tier
+from router.policy import PREDICT, Address, Policy, Tier, printable
 from router.predictor import Prediction
 
 Reason = Literal["pinned", "signal", "predicted", "default"]
@@ -127,12 +127,6 @@ def _predicted(tier: Tier, prediction: Prediction, override: float | None) -> tu
     threshold = predict.threshold if override is None else override
     index = int(prediction.choose(threshold)[0])
     return predict.targets[prediction.targets[index]], float(prediction.score[0]), threshold
-
-
-def printable(text: str, limit: int = 64) -> str:
-    """A client's text as it may stand in a message: short, and without control characters."""
-    shown = "".join(sign if sign.isprintable() else "�" for sign in text[:limit])
-    return shown + ("…" if len(text) > limit else "")
 
 
 def _listed(names: Sequence[str], limit: int = 30) -> str:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import gc
 import importlib
 import logging
 import os
@@ -148,18 +149,16 @@ class Stream:
         chunk = self._first
         try:
             while chunk is not None:
-                yield self._event(chunk)
+                data = _chunk(chunk)
+                if data is not None:
+                    self.usage = _usage(data) or self.usage
+                    yield b"data: " + to_json(data) + b"\n\n"
                 chunk = await _next(self._chunks, self._target.timeout)
         except Exception as error:
             self.error = upstream_error(error, self._target, self._scrub)
             yield b"data: " + to_json(error_body(self.error)) + b"\n\n"
         else:
             yield b"data: [DONE]\n\n"
-
-    def _event(self, chunk: Any) -> bytes:
-        data = _chunk(chunk)
-        self.usage = _usage(data) or self.usage
-        return b"data: " + to_json(data) + b"\n\n"
 
     async def aclose(self) -> None:
         """Close the connection to the provider, wherever the stream stands."""
@@ -334,6 +333,8 @@ def _litellm() -> Any:
         litellm: Any = importlib.import_module("litellm")
     litellm.telemetry = False
     litellm.suppress_debug_info = True
+    # Where a provider reports no usage it would count tokens itself: slowly, with 40 MB, and as if measured.
+    litellm.disable_token_counter = True
     litellm.disable_hf_tokenizer_download = True
     for name in ("LiteLLM", "LiteLLM Router", "LiteLLM Proxy", "openai"):
         # Their debug and error lines hold prompts.
@@ -345,12 +346,16 @@ def _litellm() -> Any:
 
 async def _warm_up() -> None:
     litellm = await asyncio.to_thread(_litellm)
+    # The SDK imports this at the first call, which would hold up the event loop for half a second.
+    await asyncio.to_thread(importlib.import_module, "openai.resources")
     echo = Target(echo=True)
     await litellm.acompletion(**_arguments("echo", echo, {"messages": []}, None))
     async for _ in await litellm.acompletion(
         **_arguments("echo", echo, {"messages": [], "stream": True}, None)
     ):
         pass
+    # Some 400,000 objects that stay: a full collection that walks them holds up every request by .2 s.
+    gc.freeze()
 
 
 def _arguments(name: str, target: Target, body: Mapping[str, Any], key: str | None) -> dict[str, Any]:
@@ -441,23 +446,29 @@ def _completion(response: Any) -> dict[str, Any]:
     return data
 
 
-def _chunk(chunk: Any) -> dict[str, Any]:
-    """A chunk as OpenAI words it: litellm's usage chunk holds an empty choice where OpenAI's holds none."""
+def _chunk(chunk: Any) -> dict[str, Any] | None:
+    """A chunk as OpenAI words it, or None where it says nothing.
+
+    litellm's usage chunk holds an empty choice where OpenAI's holds none.
+    """
     data = _dumped(chunk)
     choices = data.get("choices", [])
     for choice in choices:
         _restore(choice.get("delta", {}))
         choice.setdefault("finish_reason", None)
-    if "usage" in data and not any(choice.get("delta") or choice["finish_reason"] for choice in choices):
-        data["choices"] = []
-    return data
+    if any(choice.get("delta") or choice["finish_reason"] for choice in choices):
+        return data
+    return {**data, "choices": []} if "usage" in data else None
 
 
 def _dumped(response: Any) -> dict[str, Any]:
     data: dict[str, Any] = response.model_dump(exclude_none=True)
     data.pop("provider_specific_fields", None)
-    if "usage" in data:
-        data["usage"].pop("cost", None)  # litellm's price list; ours is the policy's
+    usage = data.get("usage")
+    if usage is not None:
+        usage.pop("cost", None)  # by litellm's price list; ours is the policy's
+        if not usage.get("prompt_tokens") and not usage.get("completion_tokens"):
+            del data["usage"]  # litellm's filling for a provider that reports none
     return data
 
 

@@ -73,9 +73,10 @@ class EncoderConfig:
         try:
             raw = json.loads(path.read_text(encoding="utf-8"))
             config = cls(**raw)
+            valid = config.pooling in ("mean", "cls") and config.dimension >= 1 and config.window >= 8
         except (OSError, ValueError, TypeError) as error:
             raise EncoderError(f"{path}: not a readable encoder description ({error})") from None
-        if config.pooling not in ("mean", "cls") or config.dimension < 1 or config.window < 8:
+        if not valid:
             raise EncoderError(f"{path}: pooling must be mean or cls, dimension and window positive")
         return config
 
@@ -119,7 +120,8 @@ class OnnxEncoder:
 
     def encode(self, text: str) -> Vector:
         """Shape (dimension,), float32."""
-        ids = self._tokenizer.encode(text).ids
+        # Half a surrogate pair is no Unicode text, and tokenizers refuses it: it is read as a question mark.
+        ids = self._tokenizer.encode(text.encode("utf-8", "replace").decode()).ids
         if len(ids) > self.config.window:
             inner = ids[1:-1]
             room = self.config.window - 2

@@ -190,7 +190,7 @@ class Policy(_Section):
     @property
     def hash(self) -> str:
         """Which policy this is: 12 hexadecimal digits over what it says, however it is laid out."""
-        canonical = json.dumps(self.model_dump(mode="json"), sort_keys=True)
+        canonical = json.dumps(self.model_dump(), sort_keys=True, default=sorted)  # sets have no order
         return hashlib.sha256(canonical.encode()).hexdigest()[:12]
 
     def uses_prediction(self) -> bool:
@@ -330,6 +330,12 @@ def load_policy(path: Path) -> Policy:
     return policy
 
 
+def printable(text: str, limit: int = 64) -> str:
+    """Somebody's text as it may stand in a message: short, and without control characters."""
+    shown = "".join(sign if sign.isprintable() else "�" for sign in text[:limit])
+    return shown + ("…" if len(text) > limit else "")
+
+
 Loc = tuple[int | str, ...]
 
 
@@ -359,7 +365,7 @@ def _lines(node: yaml.Node | None, path: Path, at: Loc = ()) -> Iterator[tuple[L
             line = key.start_mark.line + 1
             name = str(key.value)
             if name in seen:
-                place = ".".join(map(str, (*at, name)))
+                place = printable(".".join(map(str, (*at, name))), 200)
                 raise PolicyError(f"{path}:{line}: {place} is there already, on line {seen[name]}")
             seen[name] = line
             yield (*at, name), line
@@ -375,7 +381,7 @@ def _place(path: Path, where: Loc, lines: Mapping[Loc, int]) -> str:
     keys = tuple(key for key in where if key != "[key]")
     known = next((keys[:n] for n in range(len(keys), 0, -1) if keys[:n] in lines), None)
     line = f":{lines[known]}" if known else ""
-    return f"{path}{line}" + (f": {'.'.join(map(str, keys))}" if keys else "")
+    return f"{path}{line}" + (f": {printable('.'.join(map(str, keys)), 200)}" if keys else "")
 
 
 _KEYS = frozenset(

@@ -30,7 +30,7 @@ from router.bundle import (
     default_encoders_dir,
     load_bundle,
 )
-from router.encoder import Encoder, encoder_hash, load_encoder
+from router.encoder import Encoder, EncoderConfig, encoder_hash, load_encoder
 from router.errors import BundleError, EncoderError
 from router.features import FEATURES_VERSION, Features, Prompt, extract
 
@@ -159,12 +159,24 @@ class Predictor:
         if not probes:
             return
         features = extract([probe.prompt for probe in probes], self.encoder)
-        scores = self.predict_features(features).score
+        try:
+            prediction = self.predict_features(features)
+            scores = prediction.score
+        except (KeyError, IndexError, ValueError) as error:
+            raise BundleError(
+                f"bundle {self.name}: its arrays do not fit its manifest ({type(error).__name__}: {error})"
+            ) from None
+        if prediction.quality.shape[1] != len(self.targets):
+            raise BundleError(
+                f"bundle {self.name}: it predicts {prediction.quality.shape[1]} targets, its manifest names "
+                f"{len(self.targets)}"
+            )
         for probe, score, embedding in zip(probes, scores, features.embedding, strict=True):
             expected = np.array(probe.embedding)
             head = embedding[: len(expected)]
             cosine = float(expected @ head / max(np.linalg.norm(expected) * np.linalg.norm(head), 1e-12))
-            if cosine < PROBE_COSINE or abs(float(score) - probe.score) > PROBE_SCORE_TOLERANCE:
+            # Written so that NaN fails too.
+            if not (cosine >= PROBE_COSINE and abs(float(score) - probe.score) <= PROBE_SCORE_TOLERANCE):
                 raise BundleError(
                     f"bundle {self.name}: a probe scored {score:.4f} instead of {probe.score:.4f} (embedding cosine "
                     f"{cosine:.3f}); tokenizer, pooling or quantisation behave differently here than in training"
@@ -199,11 +211,12 @@ def _find_encoder(manifest: Manifest, path: Path, encoders: Path | None) -> Enco
         for candidate in sorted(folder.glob("*/encoder.json")):
             here = candidate.parent
             try:
-                if encoder_hash(here) == manifest.encoder.hash:
-                    return load_encoder(here)
-            except OSError:
+                found, called = encoder_hash(here), EncoderConfig.read(candidate).name
+            except (OSError, EncoderError):
                 continue  # an incomplete directory is not the one we look for
-            if here.name == name:
+            if found == manifest.encoder.hash:
+                return load_encoder(here)
+            if called == name and nearest is None:
                 nearest = here
     if nearest is not None:
         return load_encoder(nearest)  # the predictor says how it differs
@@ -296,7 +309,7 @@ def unit_rows(x: NDArray[np.float32]) -> NDArray[np.float32]:
 def _neighbours(features: Features, arrays: Arrays) -> Floats:
     queries = unit_rows(project(features.embedding, arrays))
     known, quality = arrays["neighbours.projection"], arrays["neighbours.quality"]
-    k = int(arrays["neighbours.k"])
+    k = int(arrays["neighbours.k"].item())
     result = np.empty((len(features), quality.shape[1]))
     for start in range(0, len(queries), 1024):  # bounds memory at 1024 × rows
         similarity = queries[start : start + 1024] @ known.T
@@ -325,7 +338,7 @@ def _trees(features: Features, arrays: Arrays) -> Floats:
     present = roots >= 0
     node = np.broadcast_to(np.maximum(roots, 0).ravel(), (len(inputs), roots.size))
     rows = np.arange(len(inputs))[:, None]
-    for _ in range(int(arrays["trees.depth"])):  # a leaf is its own child
+    for _ in range(int(arrays["trees.depth"].item())):  # a leaf is its own child
         goes_right = inputs[rows, feature[node]] > threshold[node]
         node = children[node, goes_right.astype(np.int8)]
     leaves = value[node].reshape(len(inputs), *roots.shape)

@@ -76,7 +76,9 @@ def test_streamed_with_usage(client: openai.OpenAI, router: Running) -> None:
     )
     assert stream.response.headers["x-router-target"] == "cheap"
     chunks = list(stream)
-    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices) == "Hello there!"
+    assert (
+        "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices) == "Hello there!"
+    )
     assert [chunk.choices[0].finish_reason for chunk in chunks if chunk.choices][-1] == "stop"
     last = chunks[-1]
     assert last.choices == []
@@ -112,7 +114,9 @@ def test_tool_call_round_trip(client: openai.OpenAI, router: Running, stream: bo
 
     call_message = {"role": "assistant", "content": None, "tool_calls": [call.model_dump(exclude_none=True)]}
     result = {"role": "tool", "tool_call_id": call.id, "content": "4 °C"}
-    followed = client.chat.completions.create(model="auto", messages=[*ASK, call_message, result], tools=[TOOL])
+    followed = client.chat.completions.create(
+        model="auto", messages=[*ASK, call_message, result], tools=[TOOL]
+    )
     assert followed.choices[0].message.content == "Hello there!"
     assert router.provider.last.body["messages"] == [*ASK, call_message, result]
 
@@ -125,7 +129,10 @@ def test_what_the_router_does_not_read_passes_untouched(client: openai.OpenAI, r
             "name": "bob",
             "content": [
                 {"type": "text", "text": "What is this?"},
-                {"type": "image_url", "image_url": {"url": "data:image/png;base64,iVBORw0=", "detail": "low"}},
+                {
+                    "type": "image_url",
+                    "image_url": {"url": "data:image/png;base64,iVBORw0=", "detail": "low"},
+                },
             ],
         },
         {"role": "assistant", "content": "A cat.", "refusal": None, "cache_control": {"type": "ephemeral"}},
@@ -133,7 +140,10 @@ def test_what_the_router_does_not_read_passes_untouched(client: openai.OpenAI, r
     ]
     schema = {"type": "object", "properties": {"animal": {"type": "string"}}, "additionalProperties": False}
     sent = {
-        "response_format": {"type": "json_schema", "json_schema": {"name": "a", "strict": True, "schema": schema}},
+        "response_format": {
+            "type": "json_schema",
+            "json_schema": {"name": "a", "strict": True, "schema": schema},
+        },
         "temperature": 0.3,
         "stop": ["a", "b", "c", "d", "e"],
         "seed": 7,
@@ -150,14 +160,20 @@ def test_what_the_router_does_not_read_passes_untouched(client: openai.OpenAI, r
     assert router.provider.last.body == expected
 
 
-@pytest.mark.parametrize("field", ["api_base", "base_url", "mock_response", "custom_llm_provider", "fallbacks"])
+@pytest.mark.parametrize(
+    "field", ["api_base", "base_url", "mock_response", "custom_llm_provider", "fallbacks"]
+)
 def test_a_client_cannot_steer_litellm(client: openai.OpenAI, router: Running, field: str) -> None:
-    answer = client.chat.completions.create(model="auto", messages=ASK, extra_body={field: "http://127.0.0.1:1"})
+    answer = client.chat.completions.create(
+        model="auto", messages=ASK, extra_body={field: "http://127.0.0.1:1"}
+    )
     assert answer.choices[0].message.content == "Hello there!"
     assert router.provider.last.body[field] == "http://127.0.0.1:1"
 
 
-def test_the_key_of_the_policy_goes_out_and_the_clients_does_not(client: openai.OpenAI, router: Running) -> None:
+def test_the_key_of_the_policy_goes_out_and_the_clients_does_not(
+    client: openai.OpenAI, router: Running
+) -> None:
     client.chat.completions.create(model="cheap", messages=ASK, extra_headers={"x-secret": "mine"})
     sent = router.provider.last.headers
     assert sent["authorization"] == f"Bearer {KEY}"
@@ -190,7 +206,9 @@ def test_rate_limit_keeps_status_and_retry_after(client: openai.OpenAI, stream: 
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_server_error_keeps_status_and_loses_secrets(client: openai.OpenAI, router: Running, stream: bool) -> None:
+def test_server_error_keeps_status_and_loses_secrets(
+    client: openai.OpenAI, router: Running, stream: bool
+) -> None:
     before = len(router.provider.seen)
     with pytest.raises(openai.InternalServerError) as caught:
         client.chat.completions.create(model="broken", messages=ASK, stream=stream)

@@ -95,7 +95,13 @@ def test_route_of_a_pinned_target_predicts_nothing(http: httpx.Client) -> None:
     [
         ({"x-router-mode": "plan"}, {"model": "balanced"}, "plan", "frontier", "signal"),
         ({"x-kilocode-mode": "Plan"}, {"model": "balanced"}, "plan", "frontier", "signal"),
-        ({"x-router-mode": "commit", "x-kilocode-mode": "plan"}, {"model": "balanced"}, "commit", "cheap", "signal"),
+        (
+            {"x-router-mode": "commit", "x-kilocode-mode": "plan"},
+            {"model": "balanced"},
+            "commit",
+            "cheap",
+            "signal",
+        ),
         ({}, {"model": "balanced", "metadata": {"mode": "plan"}}, "plan", "frontier", "signal"),
         ({}, {"model": "balanced:plan"}, "plan", "frontier", "signal"),
         ({}, {"model": "balanced:commit", "metadata": {"mode": "plan"}}, "plan", "frontier", "signal"),
@@ -179,7 +185,8 @@ BAD_FIELDS = [
 
 
 @pytest.mark.parametrize(
-    ("body", "param"), [*BAD_BODIES, *((b"{" + GOOD + b", " + field + b"}", param) for field, param in BAD_FIELDS)]
+    ("body", "param"),
+    [*BAD_BODIES, *((b"{" + GOOD + b", " + field + b"}", param) for field, param in BAD_FIELDS)],
 )
 def test_bad_chat_is_400_and_names_the_field(http: httpx.Client, body: bytes, param: str | None) -> None:
     answer = http.post(CHAT, content=body)
@@ -286,7 +293,13 @@ def test_log_line_has_the_decision_and_neither_prompt_nor_key(
     lines = [record.getMessage() for record in caplog.records if record.name == "router"]
     assert len(lines) == 3
     assert "404" in lines[0]
-    for word in ("POST /v1/chat/completions 200", "id=one-1", "target=frontier", "reason=predicted", "mode=plan"):
+    for word in (
+        "POST /v1/chat/completions 200",
+        "id=one-1",
+        "target=frontier",
+        "reason=predicted",
+        "mode=plan",
+    ):
         assert word in lines[1]
     everything = "\n".join(record.getMessage() for record in caplog.records)
     for secret in ("SECRET-PROMPT", "sk-client", *ENVIRONMENT.values()):

@@ -3,9 +3,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from router.decision import RequestFacts, decide, needs_prediction, printable
+from router.decision import RequestFacts, decide, needs_prediction
 from router.errors import RequestError
-from router.policy import Policy
+from router.policy import Policy, printable
 from router.predictor import Prediction
 
 POLICY = Policy.model_validate(

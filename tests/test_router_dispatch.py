@@ -133,5 +133,7 @@ def test_importing_the_server_does_not_import_litellm() -> None:
         "print([m for m in ('litellm', 'torch', 'sklearn', 'openai', 'training') if m in sys.modules])"
     )
     root = Path(__file__).parent.parent
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=root)
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=root
+    )
     assert result.stdout == "[]\n"

@@ -51,7 +51,8 @@ def fit_gain_curve(raw: Floats, gain: Floats, *, bins: int = 50) -> GainCurve:
     level = np.array([gain[piece].mean() for piece in pieces])
     weight = np.array([float(len(piece)) for piece in pieces])
     fitted = isotonic_regression(level, sample_weight=weight)
-    _, block = np.unique(fitted, return_inverse=True)
+    # Rounded: means that differ by the last bit only would make a flat part.
+    _, block = np.unique(fitted.round(12), return_inverse=True)
     total = np.bincount(block, weights=weight)
     x = np.bincount(block, weights=weight * centre) / total
     y = np.bincount(block, weights=weight * level) / total

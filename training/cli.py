@@ -29,6 +29,7 @@ from router.errors import RouterError, UsageError
 # What takes a second to import (pandas, scikit-learn, matplotlib) is imported by the command that needs it.
 if TYPE_CHECKING:
     from router.features import Encoder, Features
+    from router.predictor import Predictor
     from training.dataset import Dataset
     from training.evaluation import Report
 
@@ -41,12 +42,12 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-Datasets = Annotated[list[Path], typer.Argument(metavar="DATASET…", help="JSONL, CSV or Parquet; .gz too.")]
+Datasets = Annotated[list[Path], typer.Argument(metavar="DATASET", help="JSONL, CSV or Parquet; .gz too.")]
 Weak = Annotated[str, typer.Option("--weak", metavar="M", help="The cheap model's name in the labels.")]
 Strong = Annotated[
     str, typer.Option("--strong", metavar="M", help="The frontier model's name in the labels.")
 ]
-Seed = Annotated[int, typer.Option("--seed", metavar="N")]
+Seed = Annotated[int, typer.Option("--seed", metavar="N", min=0, max=2**31)]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")]
 SkipBadRows = Annotated[bool, typer.Option("--skip-bad-rows", help="Leave bad rows out, and list them.")]
 EncoderOption = Annotated[
@@ -76,7 +77,14 @@ def main() -> None:
         )
     except KeyboardInterrupt:
         sys.exit(130)
+    except typer.Abort:  # a question without an answer
+        _fail("stopped: no answer was given", 1)
+    except OSError as error:
+        _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error), 1)
     except Exception as error:
+        if type(error).__name__ == "NoArgsIsHelpError":  # its message is the help
+            print(error, file=sys.stderr)
+            sys.exit(2)
         # A wrong call, as click (which typer may carry inside) reports it.
         if hasattr(error, "format_message") and hasattr(error, "exit_code"):
             _fail(error.format_message(), error.exit_code)
@@ -236,8 +244,10 @@ def crossval(
     datasets: Datasets,
     weak: Weak,
     strong: Strong,
-    folds: Annotated[int, typer.Option("--folds", metavar="N")] = 5,
-    repeats: Annotated[int, typer.Option("--repeats", metavar="N", help="Fold seeds to average over.")] = 1,
+    folds: Annotated[int, typer.Option("--folds", metavar="N", min=2)] = 5,
+    repeats: Annotated[
+        int, typer.Option("--repeats", metavar="N", min=1, help="Fold seeds to average over.")
+    ] = 1,
     group_by: Annotated[
         str, typer.Option("--group-by", metavar="FIELD", help="group, domain or source.")
     ] = "group",
@@ -291,12 +301,14 @@ def fit(
     as_json: AsJson = False,
 ) -> None:
     """Train a bundle."""
+    from router.bundle import check_destination
     from router.predictor import PARTS
     from training.estimator import INNER_FOLDS
     from training.prices import by_price, load_prices
     from training.train import fit as run
 
     names = _targets(weak, strong, targets)
+    check_destination(out)
     if prices_file and targets:
         names = by_price(names, load_prices(prices_file))
     steps = tuple(ladder.split(",")) if ladder else None
@@ -348,10 +360,9 @@ def evaluate(
     as_json: AsJson = False,
 ) -> None:
     """Measure a bundle on rows that it has not seen."""
-    from router.predictor import load_predictor
     from training.evaluation import evaluate as run
 
-    predictor = load_predictor(bundle)
+    predictor = _predictor(bundle)
     dataset = _pair_for(predictor.targets, datasets, rename, prices_file, skip_bad_rows)
     features = _features(dataset, predictor.encoder)
     _show(run(predictor, dataset, features, seed=seed), predictor.name, as_json)
@@ -382,7 +393,6 @@ def tune(
     as_json: AsJson = False,
 ) -> None:
     """Choose the threshold by quality, strong share or cost, on rows that the bundle has not seen."""
-    from router.predictor import load_predictor
     from training.train import as_threshold, write_threshold
     from training.train import tune as run
 
@@ -392,7 +402,7 @@ def tune(
         raise UsageError(
             "--confidence is not there yet: thresholds are chosen on the mean of the calibration rows"
         )
-    predictor = load_predictor(bundle)
+    predictor = _predictor(bundle)
     dataset = _pair_for(predictor.targets, datasets, rename, prices_file, skip_bad_rows)
     features = _features(dataset, predictor.encoder)
     result = run(
@@ -434,13 +444,18 @@ def export_encoder(
         str, typer.Argument(metavar="MODEL", help="A sentence-transformers model by path or name.")
     ],
     out: Annotated[Path, typer.Option("--out", metavar="DIR")],
-    name: Annotated[str | None, typer.Option("--name", metavar="NAME")] = None,
+    name: Annotated[
+        str | None, typer.Option("--name", metavar="NAME", help="What manifests call it.")
+    ] = None,
+    source: Annotated[
+        str | None, typer.Option("--source", metavar="TEXT", help="Where it comes from; MODEL by default.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Turn a sentence-transformers model into an int8 ONNX encoder, and measure how well it agrees."""
     from training.export import export_encoder as run
 
-    agreement = run(model, out, name=name)
+    agreement = run(model, out, name=name, source=source)
     _console().print(
         f"{out}: mean cosine with the original {agreement.mean:.4f}, worst {agreement.worst:.4f}, over {agreement.n} texts",
         highlight=False,
@@ -518,6 +533,14 @@ def _encoder(location: str | None) -> Encoder:
     from router.features import load_encoder
 
     return load_encoder(location or default_encoders_dir() / "all-MiniLM-L6-v2-int8")
+
+
+def _predictor(bundle: Path) -> Predictor:
+    from router.predictor import load_predictor
+
+    if not bundle.is_dir():
+        raise UsageError(f"{bundle}: no such bundle directory")
+    return load_predictor(bundle)
 
 
 def _features(dataset: Dataset, encoder: Encoder) -> Features:

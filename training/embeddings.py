@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -40,12 +41,13 @@ def embed(
     cache : Path, optional
         Where embeddings are kept; :func:`cache_dir` by default.
     """
-    remembered = Memory(cache or cache_dir(), verbose=0).cache(_encode, ignore=["encoder"])
+    # joblib writes a call's arguments beside its result, in plain text: the prompts are known by their digest alone.
+    remembered = Memory(cache or cache_dir(), verbose=0).cache(_encode_chunk, ignore=["texts", "encoder"])
     texts = [prompt.text for prompt in prompts]
     chunks = [tuple(texts[start : start + CHUNK]) for start in range(0, len(texts), CHUNK)]
     # Threads: the encoder lets go of the interpreter while it computes.
     results = Parallel(n_jobs=-1, prefer="threads", return_as="generator")(
-        delayed(remembered)(encoder.hash, chunk, encoder) for chunk in chunks
+        delayed(remembered)(encoder.hash, _digest(chunk), chunk, encoder) for chunk in chunks
     )
     found = []
     for chunk, rows in zip(chunks, results, strict=True):
@@ -54,6 +56,12 @@ def embed(
     return np.concatenate(found) if found else np.zeros((0, encoder.dimension), np.float32)
 
 
-def _encode(encoder_hash: str, texts: tuple[str, ...], encoder: Encoder) -> NDArray[np.float32]:
-    """``encoder_hash`` is the cache's key for the encoder, which is itself left out of it."""
+def _encode_chunk(
+    encoder_hash: str, texts_digest: str, texts: tuple[str, ...], encoder: Encoder
+) -> NDArray[np.float32]:
+    """``encoder_hash`` and ``texts_digest`` are the cache's key; the encoder and the texts are left out of it."""
     return np.stack([encoder.encode(text) for text in texts])
+
+
+def _digest(texts: tuple[str, ...]) -> str:
+    return hashlib.sha256(repr(texts).encode()).hexdigest()

@@ -13,7 +13,7 @@ from threadpoolctl import threadpool_limits
 
 from router.errors import DatasetError, UsageError
 from router.features import Features
-from router.predictor import PARTS, Predictor
+from router.predictor import PARTS, Predictor, predict_part, prepare
 from training.baselines import BASELINES, minilm_knn, standardised_mean, tfidf_logistic
 from training.dataset import Dataset, split_folds
 from training.estimator import QualityEstimator
@@ -48,7 +48,7 @@ class Report:
     weak_quality, strong_quality : float
         Mean qualities.
     methods : mapping of str to MethodFigures
-        ``learned``, ``random``, ``prompt_length``, ``oracle`` and the baselines.
+        ``learned``, its parts alone, ``random``, ``prompt_length``, ``oracle`` and the baselines.
     calibration_error : float
         Of the learned gain: mean distance between predicted and observed gain over ten bins.
     by_source : mapping of str to Report
@@ -148,31 +148,35 @@ def crossval(
         )
         for r, k in tasks
     )
-    learned = np.empty((repeats, len(dataset)))
-    tfidf, knn = np.empty_like(learned), np.empty_like(learned)
+    names = ("learned", *parts, "tfidf_logistic", "minilm_knn")
+    scores = {name: np.empty((repeats, len(dataset))) for name in names}
     nested = np.empty((repeats, len(dataset)), dtype=bool)
-    for (r, k), (score, to_strong, by_tfidf, by_knn) in zip(tasks, results, strict=True):
+    for (r, k), (to_strong, found) in zip(tasks, results, strict=True):
         rows = split[r] == k
-        learned[r, rows], nested[r, rows], tfidf[r, rows], knn[r, rows] = score, to_strong, by_tfidf, by_knn
+        nested[r, rows] = to_strong
+        for name in names:
+            scores[name][r, rows] = found[name]
         progress()
 
     def report(rows: NDArray[np.bool_]) -> Report:
         part = dataset.select(rows)
         args, costs, group = _pair(part), _costs(part), part.groups
         methods = _untrained(part, split[0][rows], seed)
+        folds_of = [one[rows] for one in split]
         methods["learned"] = mean_figures(
             [
-                evaluate_scores(learned[r, rows], *args, *costs, seed=seed, groups=group).with_nested(
-                    outcome_of(nested[r, rows], *args, *costs)
-                )
+                evaluate_scores(
+                    scores["learned"][r, rows], *args, *costs, seed=seed, groups=group
+                ).with_nested(outcome_of(nested[r, rows], *args, *costs))
                 for r in range(repeats)
             ]
         )
-        for name, scores in (("tfidf_logistic", tfidf), ("minilm_knn", knn)):
-            methods[name] = _baseline(part, scores[:, rows], [s[rows] for s in split], seed)
-        both = np.stack([standardised_mean(a, b) for a, b in zip(tfidf[:, rows], knn[:, rows], strict=True)])
-        methods["average"] = _baseline(part, both, [s[rows] for s in split], seed)
-        return _report(part, methods, learned[0, rows])
+        for name in names[1:]:
+            methods[name] = _baseline(part, scores[name][:, rows], folds_of, seed)
+        pairs = zip(scores["tfidf_logistic"][:, rows], scores["minilm_knn"][:, rows], strict=True)
+        both = np.stack([standardised_mean(a, b) for a, b in pairs])
+        methods["average"] = _baseline(part, both, folds_of, seed)
+        return _report(part, methods, scores["learned"][0, rows])
 
     everything = np.ones(len(dataset), dtype=bool)
     return _with_sources(report(everything), dataset, report)
@@ -228,18 +232,21 @@ def _fold(
     test: NDArray[np.intp],
     parts: Sequence[str],
     seed: int,
-) -> tuple[Floats, NDArray[np.bool_], Floats, Floats]:
-    """Scores of the test rows by the learned router, its nested choices, and two baselines' scores."""
+) -> tuple[NDArray[np.bool_], dict[str, Floats]]:
+    """Whether the nested threshold sends each test row to strong, and its score by every trained method."""
     inside, outside = dataset.select(train), dataset.select(test)
     seen, asked = features.take(train), features.take(test)
     with threadpool_limits(limits=1):  # folds run beside one another
         estimator = QualityEstimator(dataset.targets, parts=parts, seed=seed)
         estimator.fit(seen, inside.quality, inside.groups)
-        score = estimator.predict(asked).score
         chosen = for_quality(estimator.out_of_fold_.score, *_pair(inside), quality=QUALITY_BAR)
-        tfidf = tfidf_logistic(inside, outside, seen.embedding, asked.embedding, seed)
-        knn = minilm_knn(inside, outside, seen.embedding, asked.embedding, seed)
-    return score, score > chosen.threshold, tfidf, knn
+        scores = {"learned": estimator.predict(asked).score}
+        for part in parts:
+            quality = predict_part(part, asked, prepare(estimator.arrays_))
+            scores[part] = quality[:, 1] - quality[:, 0]
+        scores["tfidf_logistic"] = tfidf_logistic(inside, outside, seen.embedding, asked.embedding, seed)
+        scores["minilm_knn"] = minilm_knn(inside, outside, seen.embedding, asked.embedding, seed)
+    return scores["learned"] > chosen.threshold, scores
 
 
 def _untrained(part: Dataset, folds: NDArray[Any] | None, seed: int) -> dict[str, MethodFigures]:
@@ -273,7 +280,16 @@ def _nested(score: Floats, part: Dataset, folds: NDArray[Any]) -> Outcome:
 
 def _report(part: Dataset, methods: dict[str, MethodFigures], learned: Floats) -> Report:
     weak, strong = _pair(part)
-    order = ("learned", "average", "tfidf_logistic", "minilm_knn", "prompt_length", "random", "oracle")
+    order = (
+        "learned",
+        *PARTS,
+        "average",
+        "tfidf_logistic",
+        "minilm_knn",
+        "prompt_length",
+        "random",
+        "oracle",
+    )
     return Report(
         n=len(part),
         weak=part.targets[0],

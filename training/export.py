@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
+import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -33,10 +34,11 @@ class Agreement:
     worst: float
 
 
-def export_encoder(model: str, out: Path, *, name: str | None = None) -> Agreement:
+def export_encoder(model: str, out: Path, *, name: str | None = None, source: str | None = None) -> Agreement:
     """Export a sentence-transformers model (a path or a hub's name) into the directory ``out``.
 
-    The directory appears complete or not at all.
+    The directory appears complete or not at all. ``name`` and ``source`` go into its description; by default they are
+    the last part of ``model``, and ``model`` itself.
 
     Raises
     ------
@@ -62,7 +64,7 @@ def export_encoder(model: str, out: Path, *, name: str | None = None) -> Agreeme
         window=int(original.max_seq_length or 512),
         pooling=_pooling(original),
         normalize=any(type(module).__name__ == "Normalize" for module in original),
-        source=model if not Path(model).exists() else Path(model).name,
+        source=source or model,
     )
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as scratch:
@@ -123,7 +125,9 @@ def _to_onnx(original: Any, path: Path) -> None:
 
     tokens = torch.ones(2, 16, dtype=torch.long)
     axes = {0: "batch", 1: "sequence"}
-    with torch.no_grad():
+    with torch.no_grad(), warnings.catch_warnings():
+        # Tracing warns of every Python branch on a shape; the agreement is measured afterwards.
+        warnings.simplefilter("ignore")
         torch.onnx.export(
             States(),
             (tokens, tokens),

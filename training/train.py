@@ -20,6 +20,7 @@ from router.bundle import (
     Manifest,
     Probe,
     Threshold,
+    load_bundle,
     prompt_hashes,
     prompt_of,
     save_bundle,
@@ -147,8 +148,9 @@ def fit(
         probes=_probes(estimator, encoder),
         card=write_card(manifest, report, gain, command),
     )
+    Predictor(bundle, encoder)  # replays the probes, before anything is replaced
     saved = save_bundle(bundle, out)
-    Predictor(saved, encoder)  # replays the probes: what was written is what will be served
+    Predictor(load_bundle(out), encoder)  # what was written is what will be served
     return Fit(saved, report, gain, warnings)
 
 
@@ -261,9 +263,14 @@ def _check(dataset: Dataset) -> None:
         raise DatasetError(
             f"{len(np.unique(dataset.groups))} distinct prompts are too few to train on; at least {MINIMUM_ROWS} are needed"
         )
+    known = ~np.isnan(dataset.quality)
     for t, target in enumerate(dataset.targets):
-        labels = dataset.quality[:, t]
-        labels = labels[~np.isnan(labels)]
+        # A target is fitted on its own labels, and its gain on the rows that the cheapest has a label for too.
+        both = int((known[:, t] & known[:, 0]).sum())
+        if both < MINIMUM_ROWS:
+            of = target if t == 0 else f"both {dataset.targets[0]} and {target}"
+            raise DatasetError(f"{both} rows have a quality for {of}; at least {MINIMUM_ROWS} are needed")
+        labels = dataset.quality[known[:, t], t]
         if np.ptp(labels) == 0:
             raise DatasetError(
                 f"every quality of {target} is {labels[0]:g}: there is a single class, and nothing to learn from it"

@@ -1,0 +1,215 @@
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import httpx
+import pytest
+from running import WordPredictor
+
+import router.cli
+from router import __version__
+
+ROOT = Path(__file__).parent.parent
+# Decides without a bundle, and answers without a provider.
+POLICY = """\
+version: 1
+targets: {cheap: {echo: true}, top: {model: openai/x, api_key_env: TEST_KEY_THAT_IS_NOT_SET}}
+tiers: {auto: {modes: {plan: top}, default: cheap}}
+default_tier: auto
+"""
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
+    """The command in this process, with a predictor whose scores are known: status, stdout, stderr."""
+    monkeypatch.setattr("router.predictor.load_predictor", lambda path: WordPredictor())
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments: str, stdin: str = "") -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["router", *arguments])
+        monkeypatch.setattr(sys, "stdin", io.StringIO(stdin))
+        with pytest.raises(SystemExit) as ended:
+            router.cli.main()
+        output = capsys.readouterr()
+        return int(ended.value.code or 0), output.out, output.err
+
+    return call
+
+
+def test_version(run: Run) -> None:
+    assert run("--version") == (0, f"router {__version__}\n", "")
+
+
+def test_help_names_the_commands(run: Run) -> None:
+    status, out, _ = run("--help")
+    assert status == 0
+    assert "serve" in out
+    assert "decide" in out
+
+
+def test_decide(run: Run) -> None:
+    assert run("decide", "a hard question") == (0, "strong  score 0.4000 > threshold 0.2000\n", "")
+    assert run("decide", "a hard question", "--threshold", "0.5")[1].startswith("weak  score 0.4000 ≤")
+
+
+def test_decide_json_is_one_object(run: Run) -> None:
+    status, out, err = run("decide", "easy", "--json", "--threshold", "-0.1")
+    answer = json.loads(out)
+    assert (status, err) == (0, "")
+    assert answer.pop("decision_ms") >= 0
+    assert answer == {
+        "target": "strong",
+        "score": 0.05,
+        "threshold": -0.1,
+        "reason": "predicted",
+        "quality": {"weak": 0.5, "strong": 0.525},
+        "bundle": "words@0",
+    }
+
+
+def test_decide_reads_a_prompt_from_standard_input(run: Run) -> None:
+    assert run("decide", "-", stdin="a hard\nquestion in two lines\n")[1].count("\n") == 1
+    assert run("decide", stdin="hard")[1].startswith("strong")
+    assert run("decide", "-", stdin='{"question": "hard"}')[1].startswith("strong")  # a prompt that is JSON
+
+
+def test_decide_reads_jsonl(run: Run) -> None:
+    rows = [{"prompt": "easy"}, {"messages": [{"role": "user", "content": "hard"}]}, {"prompt": ""}]
+    text = "\n".join(map(json.dumps, rows)) + "\n\n"
+    status, out, _ = run("decide", "-", "--json", stdin=text)
+    assert status == 0
+    assert [one["target"] for one in json.loads(out)["decisions"]] == ["weak", "strong", "weak"]
+    assert run("decide", "-", stdin=text)[1].count("\n") == 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "stdin", "status", "message"),
+    [
+        (["decide", "-"], "", 2, "there is no prompt"),
+        (["decide", "-"], '{"prompt": "x"}\n{"prompt": null}', 1, "line 2: 'prompt' must be a string"),
+        (["decide", "-"], '{"prompt": "x"}\nnonsense', 1, "line 2: The body is not valid JSON"),
+        (["decide", "-"], '{"prompts": ["x"], "prompt": 1}', 1, "line 1: "),
+        (["decide", "x", "--threshold", "2"], "", 2, "--threshold"),
+        (["decide", "x", "--threshold", "much"], "", 2, "--threshold"),
+        (["decide", "x", "y"], "", 2, "unexpected extra argument"),
+        (["decide", "x", "--bundel", "y"], "", 2, "--bundel"),
+        (["decied"], "", 2, "decied"),
+        (["serve", "--policy", "none.yaml"], "", 2, "none.yaml: no policy can be read there"),
+        (["serve", "--port", "99999"], "", 2, "--port: "),
+        (["serve", "--port", "x"], "", 2, "--port"),
+        (["serve", "--workers", "0"], "", 2, "--workers: "),
+        (["serve", "--log-level", "loud"], "", 2, "--log-level: "),
+        (["serve", "--host", "no.such.host.invalid"], "", 1, "cannot listen on"),
+    ],
+)
+def test_a_wrong_call_is_one_line(
+    run: Run, arguments: list[str], stdin: str, status: int, message: str
+) -> None:
+    code, out, err = run(*arguments, stdin=stdin)
+    assert (code, out) == (status, "")
+    assert err.startswith("router: ")
+    assert err.count("\n") == 1
+    assert message.lower() in err.lower()
+
+
+def test_a_bundle_that_is_missing_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    result = subprocess.run(
+        [sys.executable, "-m", "router", "decide", "x", "--bundle", str(tmp_path / "none")],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+    )
+    assert result.returncode in (1, 2)
+    assert result.stdout == ""
+    assert result.stderr.count("\n") == 1
+
+
+def test_a_wrong_environment_variable_is_named(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ROUTER_PORT", "http")
+    assert run("serve")[2].startswith("router: ROUTER_PORT: ")
+
+
+def test_an_invalid_policy_is_one_line(run: Run) -> None:
+    Path("router.yaml").write_text("version: 1\ntargets: {}\nnonsense: 1\n")
+    code, _, err = run("serve", "--port", "0")
+    assert code == 1
+    assert err.startswith("router: router.yaml:")
+    assert err.count("\n") == 1
+
+
+def test_a_port_in_use_is_one_line(run: Run) -> None:
+    Path("router.yaml").write_text(POLICY)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        code, _, err = run("serve", "--port", str(port))
+    assert code == 1
+    assert err == (
+        f"router: cannot listen on 127.0.0.1:{port}: that address is in use; give another with --port\n"
+    )
+
+
+def started(folder: Path, *arguments: str) -> tuple[subprocess.Popen[str], str, list[str]]:
+    """A server in a process of its own, found by its first line: process, URL, greeting."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "router", "serve", "--port", "0", *arguments],
+        cwd=folder,
+        env=environment,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stderr is not None
+    lines = [process.stderr.readline().rstrip()]
+    found = re.search(r"http://\S+", lines[0])
+    assert found, lines
+    while "target   top" not in lines[-1]:
+        lines.append(process.stderr.readline().rstrip())
+    lines.append(process.stderr.readline().rstrip())
+    deadline = time.monotonic() + 20
+    while True:
+        try:
+            httpx.get(f"{found[0]}/healthz")
+            return process, found[0], lines
+        except httpx.TransportError:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+
+
+def ended(process: subprocess.Popen[str]) -> str:
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=20)
+    return errors
+
+
+def test_serve(tmp_path: Path) -> None:
+    (tmp_path / "router.yaml").write_text(POLICY)
+    process, url, greeting = started(tmp_path)
+    try:
+        answer = httpx.post(
+            f"{url}/v1/chat/completions",
+            json={"messages": [{"role": "user", "content": "hello"}]},
+            timeout=30,
+        )
+        assert answer.json()["choices"][0]["message"]["content"] == "[cheap] hello"
+        assert answer.headers["x-router-reason"] == "default"
+        assert "server" not in answer.headers
+    finally:
+        errors = ended(process)
+    assert process.returncode == 130
+    assert "router.yaml" in greeting[1]
+    assert "warning  TEST_KEY_THAT_IS_NOT_SET is not set: requests to top" in greeting[-1]
+    lines = errors.strip().splitlines()
+    assert len(lines) == 1, errors  # no line for /healthz, and no traceback at the end
+    assert "POST /v1/chat/completions 200" in lines[0]
