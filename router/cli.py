@@ -38,6 +38,10 @@ app = typer.Typer(
 # Seconds that open streams get to end when the server is told to stop.
 _GRACE_SECONDS = 30
 
+# Read by numpy's linear algebra when it is imported. One prompt is .1 ms of work: sharing that out among threads
+# costs more than it saves, and where other processes keep the cores busy, a hundred times as much.
+_ONE_THREAD = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
+
 BundleOption = Annotated[
     Path | None,
     typer.Option("--bundle", metavar="DIR", help="The bundle; the one that comes along by default."),
@@ -46,6 +50,8 @@ BundleOption = Annotated[
 
 def main() -> None:
     """Run the command; every error that a user can cause is one line on standard error."""
+    for variable in _ONE_THREAD:
+        os.environ.setdefault(variable, "1")
     try:
         status = app(standalone_mode=False)
     except RouterError as error:

@@ -3,9 +3,26 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
+# Small fits on a busy machine: a second OpenMP thread waits for a core more than it computes. Read when numpy and
+# scikit-learn are loaded, so it stands before they are.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
 import pytest
+
+from router.bundle import default_encoders_dir
+from router.encoder import OnnxEncoder
+from router.features import Features
+from router.predictor import Predictor, load_predictor
+
+ROOT = Path(__file__).parent.parent
+TINY_ROWS = 150
 
 
 @pytest.fixture(scope="session")
@@ -18,3 +35,81 @@ def bench_data() -> Path:
     if not path.is_dir():
         pytest.fail(f"ROUTER_BENCH_DATA={folder} is not a directory")
     return path
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Embeddings are cached for the session alone."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ROUTER_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(scope="session")
+def encoder_dir() -> Path:
+    """The encoder that comes along; not to be written to."""
+    return default_encoders_dir() / "all-MiniLM-L6-v2-int8"
+
+
+@pytest.fixture(scope="session")
+def encoder(encoder_dir: Path) -> OnnxEncoder:
+    return OnnxEncoder(encoder_dir)
+
+
+@pytest.fixture(scope="session")
+def sample_rows() -> list[dict[str, Any]]:
+    """data/sample.jsonl as it is written."""
+    lines = (ROOT / "data" / "sample.jsonl").read_text(encoding="utf-8").split("\n")
+    return [json.loads(line) for line in lines if line]
+
+
+@pytest.fixture(scope="session")
+def tiny_file(sample_rows: list[dict[str, Any]], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The rows that the tiny bundle is trained on, as a dataset."""
+    path = tmp_path_factory.mktemp("tiny") / "tiny.jsonl"
+    write_jsonl(path, sample_rows[:TINY_ROWS])
+    return path
+
+
+@pytest.fixture(scope="session")
+def fresh_file(sample_rows: list[dict[str, Any]], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Rows that the tiny bundle has not seen, as a dataset."""
+    path = tmp_path_factory.mktemp("fresh") / "fresh.jsonl"
+    write_jsonl(path, sample_rows[TINY_ROWS : TINY_ROWS + 100])
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_features(tiny_file: Path, encoder: OnnxEncoder) -> Features:
+    """Features of the rows of ``tiny_file``."""
+    from training.dataset import load_dataset
+    from training.train import features_of
+
+    return features_of(load_dataset([tiny_file]), encoder)
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(
+    tiny_file: Path, tiny_features: Features, encoder: OnnxEncoder, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A bundle for the pair weak and strong, trained in a second or two; not to be written to."""
+    from training.dataset import load_dataset
+    from training.train import fit
+
+    path = tmp_path_factory.mktemp("bundles") / "tiny"
+    fit(load_dataset([tiny_file], targets=["weak", "strong"]), tiny_features, encoder, path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_predictor(tiny_bundle: Path) -> Predictor:
+    return load_predictor(tiny_bundle)
+
+
+def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> None:
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+
+
+@pytest.fixture
+def random() -> np.random.Generator:
+    return np.random.default_rng(0)
