@@ -385,7 +385,8 @@ def _arguments(name: str, target: Target, body: Mapping[str, Any], key: str | No
         if not rest["metadata"]:
             del rest["metadata"]
     if dialect == "verbatim":
-        return {**target.params, **arguments, "extra_body": {**rest, "messages": messages}}
+        # Past litellm and the SDK, which would take every message apart, drop its nulls and rename its roles.
+        return {**target.params, **arguments, "messages": [], "extra_body": {**rest, "messages": messages}}
     known = _PARAMETERS if dialect == "openai" else _TRANSLATED
     arguments |= {field: value for field, value in rest.items() if field in known}
     extra = {field: value for field, value in rest.items() if field not in known}

@@ -6,11 +6,14 @@ import ast
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import nbformat
 import pytest
 from nbclient import NotebookClient
 from nbformat import NotebookNode
+
+from training.dataset import load_dataset
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -25,7 +28,8 @@ each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path
 
 
 def read(path: Path) -> NotebookNode:
-    return nbformat.read(path, as_version=4)
+    notebook: NotebookNode = nbformat.read(path, as_version=4)  # type: ignore[no-untyped-call]
+    return notebook
 
 
 def code_cells(notebook: NotebookNode) -> list[NotebookNode]:
@@ -52,10 +56,12 @@ def run(notebook: NotebookNode, where: Path, scratch: Path) -> NotebookNode:
     return client.execute(env=env)
 
 
-def chosen_threshold(notebook: NotebookNode) -> dict[str, float]:
+def chosen_threshold(notebook: NotebookNode) -> dict[str, Any]:
     """The JSON printed by the cell with the tag ``chosen``."""
     (cell,) = [cell for cell in code_cells(notebook) if "chosen" in cell.metadata.get("tags", ())]
-    return json.loads("".join(output.text for output in cell.outputs if output.output_type == "stream"))
+    printed = "".join(output.text for output in cell.outputs if output.output_type == "stream")
+    chosen: dict[str, Any] = json.loads(printed)
+    return chosen
 
 
 @pytest.fixture(scope="module")
@@ -77,9 +83,9 @@ def test_tune_draws_its_pictures(executed: NotebookNode) -> None:
 
 def test_tune_chooses_a_threshold_that_keeps_the_quality_for_less(executed: NotebookNode) -> None:
     chosen = chosen_threshold(executed)
-    rows = [json.loads(line) for line in (ROOT / "data" / "sample.jsonl").read_text("utf-8").splitlines()]
-    weak, strong = (sum(row["quality"][target] for row in rows) / len(rows) for target in ("weak", "strong"))
-    assert chosen["n"] == len(rows)
+    sample = load_dataset([ROOT / "data" / "sample.jsonl"], targets=["weak", "strong"])
+    weak, strong = sample.quality.mean(axis=0)
+    assert chosen["n"] == len(sample)
     assert chosen["goal"] == "quality"
     # Asked for more than the bar, so that it holds on other rows as well.
     assert 0.95 < chosen["value"] < 1.0
@@ -100,7 +106,8 @@ def test_tune_shows_what_the_code_gives(executed: NotebookNode) -> None:
 def test_tune_finds_its_data_from_the_root_of_the_checkout(tmp_path: Path) -> None:
     notebook = read(TUNE)
     first = next(i for i, cell in enumerate(notebook.cells) if "ROOT =" in cell.source)
-    notebook.cells = [*notebook.cells[: first + 1], nbformat.v4.new_code_cell("print(DATA.is_file())")]
+    ask = nbformat.v4.new_code_cell("print(DATA.is_file())")  # type: ignore[no-untyped-call]
+    notebook.cells = [*notebook.cells[: first + 1], ask]
     assert run(notebook, ROOT, tmp_path).cells[-1].outputs[0].text == "True\n"
 
 

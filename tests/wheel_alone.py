@@ -1,7 +1,7 @@
 """Build the wheel, install it alone in an empty environment, and hold it to what serving promises.
 
-Run by ``make test-wheel``; not a test module of its own, since it installs for a minute. Prints what it measured and exits with 1 where
-a promise is broken.
+Run by ``make test-wheel``; not a test module of its own, since it installs for a minute. Prints what it measured and exits
+with 1 where a promise is broken.
 """
 
 from __future__ import annotations

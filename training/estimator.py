@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 
 from router.features import NGRAM_BUCKETS, Features
 from router.predictor import (
@@ -87,6 +88,14 @@ class QualityEstimator:
         progress : callable
             Called once an inner fold, and once for the final fit.
         """
+        # On cores that are busy with anything else, a second thread makes the trees and BLAS ten times slower; on free
+        # ones it saves a second or two.
+        with threadpool_limits(limits=1):
+            return self._fit(features, quality, groups, progress)
+
+    def _fit(
+        self, features: Features, quality: Floats, groups: NDArray[Any], progress: Callable[[], None]
+    ) -> QualityEstimator:
         fold = split_folds(groups, min(self.folds, len(np.unique(groups))), self.seed)
         raw = np.full((len(self.parts), *quality.shape), np.nan)
         for k in np.unique(fold):
@@ -197,7 +206,6 @@ def _fit_projection(features: Features) -> dict[str, Array]:
 def _fit_words(features: Features, quality: Floats, arrays: Arrays, seed: int) -> dict[str, Array]:
     from scipy.sparse import csr_matrix, vstack
     from sklearn.linear_model import LogisticRegression
-    from threadpoolctl import threadpool_limits
 
     n = len(features)
     grams = features.ngrams
@@ -215,14 +223,11 @@ def _fit_words(features: Features, quality: Floats, arrays: Arrays, seed: int) -
             coefficients.append(np.zeros(NGRAM_BUCKETS))
             intercepts.append(5.0 if len(successes) else -5.0)
             continue
-        model = LogisticRegression(solver="liblinear", random_state=seed)
-        # liblinear calls BLAS for short vectors: on a busy machine a second thread makes it ten times slower.
-        with threadpool_limits(limits=1, user_api="blas"):
-            model.fit(
-                vstack([x[successes], x[failures]]),
-                np.concatenate([np.ones(len(successes)), np.zeros(len(failures))]),
-                sample_weight=np.concatenate([q[q > 0], 1.0 - q[q < 1]]),
-            )
+        model = LogisticRegression(solver="liblinear", random_state=seed).fit(
+            vstack([x[successes], x[failures]]),
+            np.concatenate([np.ones(len(successes)), np.zeros(len(failures))]),
+            sample_weight=np.concatenate([q[q > 0], 1.0 - q[q < 1]]),
+        )
         coefficients.append(model.coef_[0])
         intercepts.append(float(model.intercept_[0]))
     return {

@@ -141,7 +141,7 @@ def curve_figure(
         loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=4, frameon=False, fontsize=11, handlelength=2.4
     )
     heading = [title] if title else []
-    if names is not None:
+    if names is not None and names != ("weak", "strong"):  # those say nothing more
         heading.append(f"weak {names[0]}, strong {names[1]}")
     if heading:
         figure.suptitle("\n".join(heading), fontsize=12, color=_INK, parse_math=False)
@@ -183,7 +183,7 @@ def _mark(axes: Any, chosen: ChosenThreshold, curve: Curve, x: XAxis) -> None:
     axes.plot(at, quality, "o", markersize=11, color=_VERMILION, markeredgecolor="white", zorder=5)
     text = f"threshold {chosen.threshold:.3g}\n{chosen.strong_share:.0%} strong calls, quality {quality:.3f}"
     if x == "dollars":
-        text += f"\n${at:.3g} per 1,000 requests"
+        text += f"\n${at:,.2f} per 1,000 requests" if at >= 1 else f"\n${at:.3g} per 1,000 requests"
     # The corner under the curves is free: the right one where they rise, the left one where they fall.
     rises = curve.quality[-1] >= curve.quality[0]
     axes.annotate(
