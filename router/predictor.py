@@ -4,7 +4,7 @@ The estimator is a stack of four parts. Each predicts the quality of every targe
 are added with weights found on rows that the parts were not fitted on, and the sums are calibrated:
 
 - ``words``: logistic regression on hashed word 1- and 2-grams, TF-IDF weighted;
-- ``neighbours``: mean quality of the nearest training prompts in a projection of the embedding;
+- ``neighbours``: weighted mean quality of the nearest training prompts in a projection of the embedding;
 - ``trees``: gradient-boosted trees on dense features and the leading axes of that projection;
 - ``linear``: ridge regression on the embedding and piecewise-linear dense features.
 
@@ -315,11 +315,11 @@ def _neighbours(features: Features, arrays: Arrays) -> Floats:
         similarity = queries[start : start + 1024] @ known.T
         nearest = np.argpartition(similarity, -k, axis=1)[:, -k:]
         found = quality[nearest].astype(np.float64)  # (chunk, k, T), NaN where a target has no label
-        labelled = ~np.isnan(found)
-        count = labelled.sum(axis=1)
-        total = np.where(labelled, found, 0.0).sum(axis=1)
+        counts = np.where(np.isnan(found), 0.0, arrays["neighbours.weight"][nearest][:, :, None])
+        count = counts.sum(axis=1)
+        total = (np.nan_to_num(found) * counts).sum(axis=1)
         result[start : start + 1024] = np.where(
-            count > 0, total / np.maximum(count, 1), arrays["neighbours.mean"]
+            count > 0, total / np.maximum(count, 1e-12), arrays["neighbours.mean"]
         )
     return result
 
@@ -350,8 +350,9 @@ def linear_inputs(features: Features, arrays: Arrays) -> Floats:
     """Standardised dense features, their hinges at the knots, and the scaled embedding, shape (n, D)."""
     dense = (features.dense - arrays["linear.mean"]) / arrays["linear.scale"]
     dense = np.clip(dense, -DENSE_LIMIT, DENSE_LIMIT).astype(np.float64)
-    hinges = np.maximum(dense[:, :, None] - arrays["linear.knots"], 0.0)
-    return np.hstack([dense, hinges.reshape(len(dense), -1), features.embedding * EMBEDDING_SCALE])
+    knots = arrays["linear.knots"]
+    hinges = np.maximum(dense[:, :, None] - knots, 0.0)
+    return np.hstack([dense, hinges.reshape(len(dense), knots.size), features.embedding * EMBEDDING_SCALE])
 
 
 def _linear(features: Features, arrays: Arrays) -> Floats:

@@ -25,7 +25,7 @@ class GainCurve:
     slope: float
 
 
-def fit_gain_curve(raw: Floats, gain: Floats, *, bins: int = 50) -> GainCurve:
+def fit_gain_curve(raw: Floats, gain: Floats, weight: Floats | None = None, *, bins: int = 50) -> GainCurve:
     """Raw gains → expected gains: centred isotonic regression, without flat parts.
 
     Isotonic regression is a step function, and steps are ties: every threshold inside one is the same threshold.
@@ -40,6 +40,8 @@ def fit_gain_curve(raw: Floats, gain: Floats, *, bins: int = 50) -> GainCurve:
         Stacked, uncalibrated gains.
     gain : ndarray, shape (n,)
         Observed gains, −1 to 1.
+    weight : ndarray, shape (n,), optional
+        How much each row counts.
     bins : int
         At most; never more than one a 20 rows.
     """
@@ -64,7 +66,7 @@ def fit_gain_curve(raw: Floats, gain: Floats, *, bins: int = 50) -> GainCurve:
     return GainCurve(x=x, y=y, slope=float((y[-1] - y[0]) / (x[-1] - x[0])))
 
 
-def fit_quality_curve(raw: Floats, quality: Floats) -> tuple[float, float]:
+def fit_quality_curve(raw: Floats, quality: Floats, weight: Floats | None = None) -> tuple[float, float]:
     """Raw qualities → a logistic curve (slope, intercept), by Platt's method with fractional labels.
 
     Fractional qualities enter as weights: a row of quality q counts q as a success and 1 − q as a failure.
@@ -74,7 +76,8 @@ def fit_quality_curve(raw: Floats, quality: Floats) -> tuple[float, float]:
     n = len(raw)
     x = np.concatenate([raw, raw])[:, None]
     y = np.concatenate([np.ones(n), np.zeros(n)])
-    weights = np.concatenate([quality, 1.0 - quality])
+    counts = np.ones(n) if weight is None else weight
+    weights = np.concatenate([counts * quality, counts * (1.0 - quality)])
     if min(quality.sum(), n - quality.sum()) < 1e-9:  # all right or all wrong: nothing to bend a curve to
         share = np.clip(quality.mean(), 0.5 / n, 1 - 0.5 / n)
         return 0.0, float(np.log(share / (1 - share)))

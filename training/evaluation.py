@@ -16,7 +16,7 @@ from router.features import Features
 from router.predictor import PARTS, Predictor, predict_part, prepare
 from training.baselines import BASELINES, minilm_knn, standardised_mean, tfidf_logistic
 from training.dataset import Dataset, split_folds
-from training.estimator import QualityEstimator
+from training.estimator import QualityEstimator, source_weights
 from training.metrics import (
     QUALITY_BAR,
     MethodFigures,
@@ -238,7 +238,7 @@ def _fold(
     seen, asked = features.take(train), features.take(test)
     with threadpool_limits(limits=1):  # folds run beside one another
         estimator = QualityEstimator(dataset.targets, parts=parts, seed=seed)
-        estimator.fit(seen, inside.quality, inside.groups)
+        estimator.fit(seen, inside.quality, inside.groups, source_weights(inside.sources))
         chosen = for_quality(estimator.out_of_fold_.score, *_pair(inside), quality=QUALITY_BAR)
         scores = {"learned": estimator.predict(asked).score}
         for part in parts:

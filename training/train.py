@@ -32,7 +32,7 @@ from router.predictor import PARTS, PROBE_DIMENSIONS, Predictor, load_predictor,
 from training.card import write_card
 from training.dataset import Dataset
 from training.embeddings import embed
-from training.estimator import QualityEstimator
+from training.estimator import QualityEstimator, source_weights
 from training.evaluation import Report, pair_rows, report_of
 from training.metrics import QUALITY_BAR, Interval, gain_interval, random_strong_share_at
 from training.probes import ROWS
@@ -103,7 +103,7 @@ def fit(
     """
     _check(dataset)
     estimator = QualityEstimator(dataset.targets, parts=parts, seed=seed)
-    estimator.fit(features, dataset.quality, dataset.groups, progress)
+    estimator.fit(features, dataset.quality, dataset.groups, source_weights(dataset.sources), progress)
 
     gain = report = None
     if len(dataset.targets) == 2:
