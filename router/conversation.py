@@ -61,7 +61,7 @@ _ASK_BLOCKS = (
     "user-prompt",
 )
 # The name must end where the tag does or at white space: <rules> is not <rules-of-chess>.
-_OPENING = {name: re.compile(rf"<{re.escape(name)}(?:\s[^<>]*)?>", re.IGNORECASE) for name in _HARNESS_BLOCKS}
+_OPENING = {name: re.compile(rf"<{re.escape(name)}(?:\s[^<>]*)?/?>", re.IGNORECASE) for name in _HARNESS_BLOCKS}
 _CLOSING = {name: re.compile(rf"</{re.escape(name)}>", re.IGNORECASE) for name in _HARNESS_BLOCKS}
 _ASK_TAG = re.compile(rf"</?(?:{'|'.join(map(re.escape, _ASK_BLOCKS))})(?:\s[^<>]*)?>", re.IGNORECASE)
 _BLANK_LINES = re.compile(r"\n{3,}")
@@ -213,7 +213,8 @@ def _without_block(text: str, opening: re.Pattern[str], closing: re.Pattern[str]
     kept: list[str] = []
     position = 0
     while (start := opening.search(text, position)) is not None:
-        end = closing.search(text, start.end())
+        # A self-closing tag is a block of its own.
+        end = start if start.group().endswith("/>") else closing.search(text, start.end())
         if end is None:
             break
         kept.append(text[position : start.start()])

@@ -22,6 +22,7 @@ import logging
 import os
 import re
 import threading
+import time
 import warnings
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -79,6 +80,10 @@ _OWN = frozenset(("model", "messages", "stream", "stream_options"))
 _TRANSLATED = _PARAMETERS | {"top_k", "user"}
 # Tags for OpenAI's store of completions: they say nothing of the answer, and mean another thing to litellm.
 _TAGS = frozenset(("metadata",))
+
+# aiohttp's and httpx's words for it; a stale connection shows at once, a provider that breaks down takes longer.
+_STALE = frozenset(("ServerDisconnectedError", "RemoteProtocolError"))
+_STALE_SECONDS = 1.0
 
 _ECHO_CHARACTERS = 2_000
 _MESSAGE_CHARACTERS = 2_000
@@ -270,7 +275,7 @@ class Dispatcher:
         arguments = _arguments(name, target, body, key)
         try:
             async with asyncio.timeout(target.timeout):
-                return await _litellm().acompletion(**arguments)
+                return await _send(arguments)
         except Exception as error:
             raise upstream_error(error, target, self._scrub) from None
 
@@ -420,6 +425,27 @@ def _dialect(model: str, api_base: str | None) -> tuple[str, Dialect]:
         return provider, "verbatim"
     compatible = ("openai", "azure", *litellm.openai_compatible_providers)
     return provider, "openai" if provider in compatible else "other"
+
+
+async def _send(arguments: Mapping[str, Any]) -> Any:
+    started = time.monotonic()
+    try:
+        return await _litellm().acompletion(**arguments)
+    except Exception as error:
+        if time.monotonic() - started > _STALE_SECONDS or not _is_stale(error):
+            raise
+    # The provider closed the idle connection at the moment when it was taken from the pool. It has not seen the
+    # request, which is the one case in which sending it again can do no harm.
+    return await _litellm().acompletion(**arguments)
+
+
+def _is_stale(error: BaseException | None) -> bool:
+    """Whether a connection was closed without a byte of an answer."""
+    while error is not None:
+        if isinstance(error, ConnectionResetError) or type(error).__name__ in _STALE:
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def _echo(name: str, messages: Sequence[Mapping[str, Any]]) -> str:

@@ -71,9 +71,9 @@ def test_training_imports_of_router_what_the_design_allows(path: Path) -> None:
 
 
 def test_only_dispatch_imports_litellm() -> None:
-    assert {path.name for path in ROUTER + TRAINING if any(top(m) == "litellm" for m, _ in imports(path))} <= {
-        "dispatch.py"
-    }
+    assert {
+        path.name for path in ROUTER + TRAINING if any(top(m) == "litellm" for m, _ in imports(path))
+    } <= {"dispatch.py"}
 
 
 @pytest.mark.parametrize("path", ROUTER + TRAINING, ids=lambda path: f"{path.parent.name}-{path.stem}")
@@ -101,7 +101,12 @@ def loaded_after(code: str) -> set[str]:
     """The heavy modules that a fresh interpreter has loaded after ``code``."""
     report = "\nimport sys\nprint(*sorted({name.partition('.')[0] for name in sys.modules}))"
     done = subprocess.run(
-        [sys.executable, "-c", code + report], cwd=ROOT, capture_output=True, text=True, check=True, timeout=60
+        [sys.executable, "-c", code + report],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
     )
     return set(done.stdout.split()) & set(HEAVY)
 
@@ -120,5 +125,7 @@ def test_predicting_loads_nothing_heavy(tiny_bundle: Path) -> None:
 
 def test_the_version_is_told_without_loading_numpy() -> None:
     report = "import sys, router; print(router.__version__, 'numpy' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", report], cwd=ROOT, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", report], cwd=ROOT, capture_output=True, text=True, check=True
+    )
     assert done.stdout.split() == [router.__version__, "False"]

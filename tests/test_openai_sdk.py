@@ -240,7 +240,7 @@ def test_a_provider_that_is_down(client: openai.OpenAI) -> None:
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_provider_that_hangs_is_a_timeout(client: openai.OpenAI, router: Running, stream: bool) -> None:
-    with pytest.raises(openai.InternalServerError, match="no answer within 0.3 s") as caught:
+    with pytest.raises(openai.InternalServerError, match=r"no answer within 0\.3 s") as caught:
         client.chat.completions.create(model="hang", messages=ASK, stream=stream)
     assert caught.value.status_code == 504
     assert router.provider.last.disconnected.wait(5)
@@ -248,11 +248,10 @@ def test_a_provider_that_hangs_is_a_timeout(client: openai.OpenAI, router: Runni
 
 @pytest.mark.parametrize("model", ["fails-midway", "drops-midway", "stalls-midway"])
 def test_an_error_midway_arrives_in_the_stream(client: openai.OpenAI, model: str) -> None:
-    received = []
+    stream = client.chat.completions.create(model=model, messages=ASK, stream=True)
+    assert [next(stream).choices[0].delta.content for _ in range(2)] == ["", "Hello"]
     with pytest.raises(openai.APIError) as caught:
-        for chunk in client.chat.completions.create(model=model, messages=ASK, stream=True):
-            received.append(chunk.choices[0].delta.content)
-    assert received == ["", "Hello"]
+        next(stream)
     assert SECRET not in str(caught.value.body)
     assert "litellm" not in str(caught.value.body).lower()
 

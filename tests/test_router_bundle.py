@@ -93,7 +93,11 @@ def test_the_shape_of_every_array_survives(tiny_bundle: Path, tmp_path: Path) ->
     arrays = {"zero": np.array(7), "one": np.array([7]), "turned": np.arange(6.0).reshape(2, 3).T}
     save_bundle(replace(bundle, arrays=arrays), tmp_path / "shapes")
     loaded = load_bundle(tmp_path / "shapes").arrays
-    assert {name: array.shape for name, array in loaded.items()} == {"zero": (), "one": (1,), "turned": (3, 2)}
+    assert {name: array.shape for name, array in loaded.items()} == {
+        "zero": (),
+        "one": (1,),
+        "turned": (3, 2),
+    }
     assert np.array_equal(loaded["turned"], arrays["turned"])
 
 
@@ -313,7 +317,8 @@ DAMAGES: dict[str, tuple[Callable[[Path], None], str]] = {
     "no default threshold": (manifest(thresholds={}), "thresholds"),
     "other features": (manifest(features_version=99), "features version 99"),
     "unknown part": (manifest(parts=["words", "magic"]), "do not fit its manifest"),
-    "a part less": (manifest(parts=["words"]), "do not fit its manifest"),
+    "parts missing": (manifest(parts=["words", "trees"]), "do not fit its manifest"),
+    "one part only": (manifest(parts=["words"]), "a probe scored"),
     "a target more": (manifest(targets=["weak", "mid", "strong"]), "2 targets, its manifest names 3"),
     "not safetensors": (text_in(ESTIMATOR_FILE, "not arrays"), "not readable"),
     "probes are no JSON": (text_in(PROBES_FILE, "{"), "not readable"),
@@ -325,7 +330,6 @@ DAMAGES: dict[str, tuple[Callable[[Path], None], str]] = {
 def test_a_damaged_bundle_is_one_clear_error(
     bundle_copy: Path, damage: Callable[[Path], None], named: str
 ) -> None:
-    load_predictor(bundle_copy)
     damage(bundle_copy)
     with pytest.raises(BundleError) as caught:
         load_predictor(bundle_copy)
@@ -391,7 +395,9 @@ def test_a_changed_encoder_is_one_clear_error(
     load_predictor(bundle_copy, encoders=encoders_copy)
     (encoder,) = encoders_copy.iterdir()
     change(encoder)
-    with pytest.raises(EncoderError, match="its weights, tokenizer, pooling or quantisation differ") as caught:
+    with pytest.raises(
+        EncoderError, match="its weights, tokenizer, pooling or quantisation differ"
+    ) as caught:
         load_predictor(bundle_copy, encoders=encoders_copy)
     one_line(caught.value)
 

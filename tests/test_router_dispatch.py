@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -89,6 +90,46 @@ def test_an_unknown_provider_is_an_error_with_words() -> None:
         send(Target(model="nonsense/model"), {})
     assert caught.value.status == 400
     assert "litellm.BadRequestError" not in str(caught.value)
+
+
+@pytest.mark.parametrize("closes", [1, 2])
+def test_a_connection_that_went_stale_is_opened_anew_once(closes: int) -> None:
+    answer = (
+        b'{"id":"1","object":"chat.completion","created":1,"model":"m","choices":'
+        b'[{"index":0,"message":{"role":"assistant","content":"hi"},"finish_reason":"stop"}]}'
+    )
+    requests = 0
+
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal requests
+        head = await reader.readuntil(b"\r\n\r\n")
+        found = re.search(rb"content-length: (\d+)", head.lower())
+        assert found
+        await reader.readexactly(int(found[1]))
+        requests += 1
+        if requests > closes:
+            length = str(len(answer)).encode()
+            writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: " + length + b"\r\n\r\n" + answer)
+        writer.close()
+
+    async def once() -> Any:
+        server = await asyncio.start_server(handle, "127.0.0.1", 0)
+        port = server.sockets[0].getsockname()[1]
+        target = Target(model="openai/small", api_base=f"http://127.0.0.1:{port}/v1")
+        dispatcher = Dispatcher({"t": target}, {})
+        try:
+            return await dispatcher.complete("t", {"messages": ASK})
+        finally:
+            await dispatcher.close()
+            server.close()
+
+    if closes == 1:
+        assert b'"hi"' in asyncio.run(once()).body
+    else:
+        with pytest.raises(UpstreamError) as caught:
+            asyncio.run(once())
+        assert caught.value.status == 502
+    assert requests == 2
 
 
 def test_complete(upstream: Provider) -> None:

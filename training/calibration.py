@@ -49,15 +49,16 @@ def fit_gain_curve(raw: Floats, gain: Floats, weight: Floats | None = None, *, b
 
     order = np.argsort(raw, kind="stable")
     pieces = np.array_split(order, max(1, min(bins, len(raw) // 20)))
-    centre = np.array([raw[piece].mean() for piece in pieces])
-    level = np.array([gain[piece].mean() for piece in pieces])
-    weight = np.array([float(len(piece)) for piece in pieces])
-    fitted = isotonic_regression(level, sample_weight=weight)
+    counts = np.ones(len(raw)) if weight is None else weight
+    centre = np.array([np.average(raw[piece], weights=counts[piece]) for piece in pieces])
+    level = np.array([np.average(gain[piece], weights=counts[piece]) for piece in pieces])
+    size = np.array([counts[piece].sum() for piece in pieces])
+    fitted = isotonic_regression(level, sample_weight=size)
     # Rounded: means that differ by the last bit only would make a flat part.
     _, block = np.unique(fitted.round(12), return_inverse=True)
-    total = np.bincount(block, weights=weight)
-    x = np.bincount(block, weights=weight * centre) / total
-    y = np.bincount(block, weights=weight * level) / total
+    total = np.bincount(block, weights=size)
+    x = np.bincount(block, weights=size * centre) / total
+    y = np.bincount(block, weights=size * level) / total
     keep = np.concatenate(([True], np.diff(x) > 1e-9))
     x, y = x[keep], y[keep]
     if len(x) == 1:

@@ -303,6 +303,8 @@ def _fit_trees(
     from sklearn.ensemble import HistGradientBoostingRegressor
 
     x = tree_inputs(features, arrays)
+    # Where all rows count alike, no weights: with them scikit-learn finds its bins by a slow weighted percentile each.
+    alike = np.ptp(weight) == 0
     feature: list[int] = []
     threshold: list[float] = []
     children: list[tuple[int, int]] = []
@@ -319,7 +321,7 @@ def _fit_trees(
             min_samples_leaf=40 if known.sum() >= 800 else 10,
             early_stopping=False,
             random_state=seed,
-        ).fit(x[known], quality[known, t], sample_weight=weight[known])
+        ).fit(x[known], quality[known, t], sample_weight=None if alike else weight[known])
         baselines.append(float(np.ravel(model._baseline_prediction)[0]))
         roots.append([])
         # scikit-learn has no public access to these nodes; a test holds our evaluation to its predict().
