@@ -14,7 +14,15 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from router.errors import DatasetError, UsageError
-from training.metrics import QUALITY_BAR, ROUNDING, Outcome, known_costs, outcome_of, running_sum
+from training.metrics import (
+    QUALITY_BAR,
+    ROUNDING,
+    Outcome,
+    apply_threshold,
+    known_costs,
+    outcome_of,
+    running_sum,
+)
 
 Floats = NDArray[np.float64]
 Goal = Literal["quality", "strong_share", "max_cost"]
@@ -194,6 +202,32 @@ def for_max_cost(
     best = affordable[cuts.quality[affordable].argmax()]
     how = f"best mean quality at ≤ {usd_per_1k:g} USD per 1,000 requests, on {cuts.n} rows"
     return cuts.choose(int(best), "max_cost", usd_per_1k, how)
+
+
+def describe(
+    threshold: float,
+    score: ArrayLike,
+    weak: ArrayLike,
+    strong: ArrayLike,
+    *,
+    value: float,
+    how: str,
+    goal: Goal = "quality",
+    cost_weak: ArrayLike | None = None,
+    cost_strong: ArrayLike | None = None,
+) -> ChosenThreshold:
+    """What a threshold that was chosen elsewhere does on these rows."""
+    outcome = apply_threshold(score, threshold, weak, strong, cost_weak, cost_strong)
+    return ChosenThreshold(
+        threshold=threshold,
+        goal=goal,
+        value=value,
+        how=how,
+        n=outcome.n,
+        strong_share=outcome.strong_share,
+        quality=outcome.quality,
+        cost=outcome.cost,
+    )
 
 
 def nested_outcome(

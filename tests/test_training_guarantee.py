@@ -1,0 +1,108 @@
+"""Promises are held to synthetic data whose true risk is known."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from router.errors import DatasetError, UsageError
+from training.guarantee import betting_p_values, guaranteed_threshold
+from training.threshold import for_quality
+
+Floats = NDArray[np.float64]
+
+
+class World:
+    """Prompts of hardness u: the weak model's chance of success falls with it, the strong one's less."""
+
+    def __init__(self, seed: int, n: int) -> None:
+        rng = np.random.default_rng(seed)
+        hardness = rng.random(n)
+        self.weak_chance = 0.75 - 0.35 * hardness
+        self.strong_chance = self.weak_chance + 0.6 * hardness**2 - 0.1
+        self.score = 0.5 * hardness + rng.normal(0, 0.1, n)
+        self.weak = (rng.random(n) < self.weak_chance).astype(np.float64)
+        self.strong = (rng.random(n) < self.strong_chance).astype(np.float64)
+
+    def true_loss(self, threshold: float, quality: float = 0.95) -> float:
+        routed = np.where(self.score > threshold, self.strong_chance, self.weak_chance)
+        return float((quality * self.strong_chance - routed).mean())
+
+
+@pytest.fixture(scope="module")
+def truth() -> World:
+    return World(seed=10_000, n=300_000)
+
+
+def test_the_promise_is_broken_no_oftener_than_stated(truth: World) -> None:
+    confidence, runs = 0.9, 120
+    broken = tuned_broken = 0
+    for seed in range(runs):
+        rows = World(seed, 800)
+        found = guaranteed_threshold(rows.score, rows.weak, rows.strong, confidence=confidence, seed=seed)
+        broken += truth.true_loss(found.chosen.threshold) > 0
+        tuned_broken += truth.true_loss(for_quality(rows.score, rows.weak, rows.strong).threshold) > 0
+    # Three standard deviations above the nominal rate is what chance allows a valid procedure.
+    assert broken / runs <= 0.1 + 3 * np.sqrt(0.1 * 0.9 / runs)
+    # The plain threshold breaks about every second time: without this the test would show nothing.
+    assert tuned_broken / runs > 0.35
+
+
+def test_with_many_rows_the_promise_costs_little(truth: World) -> None:
+    rows = World(1, 6_000)
+    promised = guaranteed_threshold(rows.score, rows.weak, rows.strong).chosen.strong_share
+    tuned = for_quality(rows.score, rows.weak, rows.strong).strong_share
+    assert tuned < promised < tuned + 0.2
+
+
+def test_few_rows_are_said_to_be_too_few() -> None:
+    rows = World(2, 25)
+    found = guaranteed_threshold(rows.score, rows.weak, rows.strong)
+    assert not found.possible
+    assert found.chosen.strong_share == 1.0
+    assert "too few" in found.words
+
+
+def test_a_larger_allowed_loss_saves_more_and_a_higher_confidence_less() -> None:
+    rows = World(3, 3_000)
+
+    def share(loss: float, confidence: float) -> float:
+        found = guaranteed_threshold(
+            rows.score, rows.weak, rows.strong, quality=1.0, allowed_loss=loss, confidence=confidence
+        )
+        return found.chosen.strong_share
+
+    assert share(0.1, 0.95) < share(0.05, 0.95) < share(0.02, 0.95) <= 1.0
+    assert share(0.05, 0.999) > share(0.05, 0.8)
+
+
+@pytest.mark.parametrize("mean", [0.5, 0.3])
+def test_p_values_are_valid_at_the_bar_itself(mean: float) -> None:
+    """Where the mean loss is the bar, a p-value below .1 comes up in at most a tenth of the draws."""
+    rng = np.random.default_rng(0)
+    losses = (rng.random((400, 2_000)) < mean).astype(np.float64)
+    p = betting_p_values(losses, mean, lowest=0.0, highest=1.0, level=0.1)
+    assert (p <= 0.1).mean() <= 0.1 + 3 * np.sqrt(0.09 / 2_000)
+    assert (betting_p_values(losses, mean + 0.1, lowest=0.0, highest=1.0, level=0.1) <= 0.1).mean() > 0.8
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        ({"quality": 1.2}, "share"),
+        ({"quality": 0.0}, "share"),
+        ({"allowed_loss": -0.1}, "loss"),
+        ({"confidence": 1.0}, "confidence"),
+        ({"confidence": 0.2}, "confidence"),
+    ],
+)
+def test_arguments_out_of_range_are_refused(arguments: dict[str, float], word: str) -> None:
+    rows = World(5, 50)
+    with pytest.raises(UsageError, match=word):
+        guaranteed_threshold(rows.score, rows.weak, rows.strong, **arguments)
+
+
+def test_no_rows_are_an_error() -> None:
+    with pytest.raises(DatasetError, match="no rows"):
+        guaranteed_threshold([], [], [])
