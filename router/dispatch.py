@@ -334,6 +334,8 @@ def _litellm() -> Any:
     # Without these its import fetches a price list and a header list from the network.
     os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
     os.environ.setdefault("LITELLM_LOCAL_ANTHROPIC_BETA_HEADERS", "True")
+    # And without this it reads ./.env into the environment, behind the policy's back.
+    os.environ.setdefault("LITELLM_MODE", "PRODUCTION")
     with _IMPORT:
         litellm: Any = importlib.import_module("litellm")
     litellm.telemetry = False
@@ -434,8 +436,8 @@ async def _send(arguments: Mapping[str, Any]) -> Any:
     except Exception as error:
         if time.monotonic() - started > _STALE_SECONDS or not _is_stale(error):
             raise
-    # The provider closed the idle connection at the moment when it was taken from the pool. It has not seen the
-    # request, which is the one case in which sending it again can do no harm.
+    # The provider closed an idle connection at the moment when it was taken from the pool, and so has not read the
+    # request: the one case in which sending it again can do no harm.
     return await _litellm().acompletion(**arguments)
 
 

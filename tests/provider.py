@@ -12,6 +12,7 @@ import asyncio
 import json
 import threading
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -41,7 +42,7 @@ class Provider:
     """Starlette application with the requests it has seen."""
 
     def __init__(self) -> None:
-        self.seen: list[Seen] = []
+        self.seen: deque[Seen] = deque(maxlen=1000)  # a measurement sends more than memory should hold
         self.url = ""
         self.app = Starlette(
             routes=[

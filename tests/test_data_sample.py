@@ -64,7 +64,7 @@ def test_some_are_conversations_and_some_have_harness_text(
 ) -> None:
     assert sum(prompt.state.turns > 1 for prompt in sample.prompts) >= 40
     assert sum(prompt.state.last_result != "none" for prompt in sample.prompts) >= 20
-    assert any(prompt.state.last_result_failed_test for prompt in sample.prompts)
+    assert any(prompt.state.last_result_error for prompt in sample.prompts)
     wrapped = [
         (row, prompt)
         for row, prompt in zip(sample_rows, sample.prompts, strict=True)
@@ -114,7 +114,7 @@ def test_there_is_something_to_route(sample: Dataset) -> None:
     assert strong.mean() - weak.mean() > 0.2
     oracle = apgr(cost_quality_curve(oracle_scores(weak, strong), weak, strong))
     length = apgr(cost_quality_curve([p.characters for p in sample.prompts], weak, strong))
-    assert oracle > 0.7
+    assert oracle > 0.65
     assert abs(length - 0.5) < oracle - 0.5
 
 

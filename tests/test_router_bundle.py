@@ -21,6 +21,7 @@ from router.bundle import (
     SCHEMA_VERSION,
     SEEN_FILE,
     Bundle,
+    default_bundle_dir,
     load_bundle,
     prompt_hashes,
     read_manifest,
@@ -109,6 +110,14 @@ def test_a_loaded_bundle_scores_as_the_one_in_memory(tiny_bundle: Path, encoder:
     assert predictor.name == predictor.manifest.id
     assert predictor.name.startswith("tiny@")
     assert predictor.targets == ("weak", "strong")
+
+
+def test_the_bundle_that_comes_along_loads() -> None:
+    predictor = load_predictor()
+    prediction = predictor.predict([prompt_from_text("hi"), prompt_from_text("Prove Fermat's last theorem.")])
+    assert prediction.score[0] < prediction.score[1]
+    assert -1 < predictor.threshold < 1
+    assert sum(file.stat().st_size for file in default_bundle_dir().iterdir()) < router.bundle.MAXIMUM_BYTES
 
 
 def test_every_file_can_be_read_by_another_user(tiny_bundle: Path) -> None:

@@ -142,6 +142,11 @@ def test_a_block_that_is_never_closed_is_left_in_place() -> None:
     assert strip_harness("<git_status>x</git_status>Go on <git_status>") == "Go on <git_status>"
 
 
+def test_a_self_closing_tag_is_a_block_of_its_own() -> None:
+    text = 'Go <git_status/>on<ide_selection path="a.py" />. <system-reminder>x</system-reminder>'
+    assert strip_harness(text) == "Go on."
+
+
 def test_blocks_are_found_where_lower_case_is_longer() -> None:
     """The lower case of İ is two characters: positions found in lowered text would be off by one for each."""
     assert strip_harness("İİİİ <system-reminder>x</system-reminder> kaydet") == "İİİİ  kaydet"

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import re
 import subprocess
 import sys
@@ -178,3 +179,15 @@ def test_importing_the_server_does_not_import_litellm() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=root
     )
     assert result.stdout == "[]\n"
+
+
+def test_litellm_is_loaded_without_a_word_and_without_dotenv(tmp_path: Path) -> None:
+    (tmp_path / ".env").write_text("FROM_DOTENV=1\n")
+    code = "import os, router.dispatch; router.dispatch._litellm(); assert 'FROM_DOTENV' not in os.environ"
+    root = Path(__file__).parent.parent
+    environment = {**os.environ, "PYTHONPATH": str(root)}
+    environment.pop("LITELLM_MODE", None)
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, env=environment
+    )
+    assert (result.returncode, result.stdout, result.stderr) == (0, "", "")

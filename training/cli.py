@@ -569,14 +569,16 @@ def _console() -> Console:
 
 @contextmanager
 def _bars() -> Iterator[Progress]:
+    console = Console(stderr=True)
     with Progress(
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
-        console=Console(stderr=True),
+        console=console,
         transient=True,
+        disable=not console.is_terminal,  # in a log it would leave empty lines
     ) as bars:
         yield bars
 

@@ -121,9 +121,9 @@ def guaranteed_threshold(
     threshold = float(thresholds[accepted - 1]) if possible else min(-1.0, float(score.min()) - 1e-9)
     goal = f"{quality:g} × strong's quality" + (f" less {allowed_loss:g}" if allowed_loss else "")
     words = (
-        f"expected quality at least {goal}, with {confidence:.0%} confidence, for traffic like the {len(score)} calibration rows"
+        f"expected quality at least {goal}, with {confidence:.0%} confidence, for traffic like these {len(score)} rows"
         if possible
-        else f"{len(score)} calibration rows are too few to promise {goal} with {confidence:.0%} confidence: only always-strong does"
+        else f"{len(score)} rows are too few to promise {goal} with {confidence:.0%} confidence: only always-strong does"
     )
     chosen = describe(
         threshold, score, weak, strong, value=quality, how=words, cost_weak=cost_weak, cost_strong=cost_strong
