@@ -61,7 +61,9 @@ _ASK_BLOCKS = (
     "user-prompt",
 )
 # The name must end where the tag does or at white space: <rules> is not <rules-of-chess>.
-_OPENING = {name: re.compile(rf"<{re.escape(name)}(?:\s[^<>]*)?/?>", re.IGNORECASE) for name in _HARNESS_BLOCKS}
+_OPENING = {
+    name: re.compile(rf"<{re.escape(name)}(?:\s[^<>]*)?/?>", re.IGNORECASE) for name in _HARNESS_BLOCKS
+}
 _CLOSING = {name: re.compile(rf"</{re.escape(name)}>", re.IGNORECASE) for name in _HARNESS_BLOCKS}
 _ASK_TAG = re.compile(rf"</?(?:{'|'.join(map(re.escape, _ASK_BLOCKS))})(?:\s[^<>]*)?>", re.IGNORECASE)
 _BLANK_LINES = re.compile(r"\n{3,}")
