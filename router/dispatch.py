@@ -197,7 +197,7 @@ class Dispatcher:
         self._environment = os.environ if environment is None else environment
         self._targets = dict(targets)
         self._loading: asyncio.Task[None] | None = None
-        self._scrub = Scrubber([key for target in targets.values() if (key := self._key(target))])
+        self._scrub = Scrubber([_key(target, self._environment) or "" for target in targets.values()])
 
     @property
     def state(self) -> State:
@@ -215,13 +215,11 @@ class Dispatcher:
             self._loading.add_done_callback(_report)
 
     async def close(self) -> None:
-        """Close the connections to the providers; litellm has one set of them for the whole process."""
+        """Stop loading, or close the connections to the providers."""
         if self.state == "loading" and self._loading is not None:
             self._loading.cancel()
         if self.state == "ready":
-            litellm = _litellm()
-            await litellm.close_litellm_async_clients()
-            litellm.in_memory_llm_clients_cache.flush_cache()  # it would hand out closed ones
+            await close_connections()
 
     async def complete(self, name: str, body: Mapping[str, Any]) -> Answer:
         """Send a chat completion and wait for all of it.
@@ -233,8 +231,10 @@ class Dispatcher:
         RequestError
             The target cannot take a field of the body.
         """
-        target = self._targets[name]
-        response = await self._call(name, target, {**body, "stream": False})
+        await self._loaded()
+        response = await _call(
+            name, self._targets[name], {**body, "stream": False}, self._environment, self._scrub
+        )
         data = _completion(response)
         return Answer(to_json(data), _usage(data))
 
@@ -243,8 +243,9 @@ class Dispatcher:
 
         Raises as :meth:`complete` does; what goes wrong later is the stream's last event.
         """
+        await self._loaded()
         target = self._targets[name]
-        chunks = await self._call(name, target, {**body, "stream": True})
+        chunks = await _call(name, target, {**body, "stream": True}, self._environment, self._scrub)
         try:
             first = await _next(chunks, target.timeout)
         except Exception as error:
@@ -255,32 +256,11 @@ class Dispatcher:
             raise
         return Stream(chunks, first, target, self._scrub)
 
-    async def raw(self, name: str, body: Mapping[str, Any]) -> Any:
-        """litellm's own response object, for callers that need its cost."""
-        return await self._call(name, self._targets[name], {**body, "stream": False})
-
-    async def _call(self, name: str, target: Target, body: Mapping[str, Any]) -> Any:
-        key = self._key(target)
-        if target.api_key_env is not None and not key:
-            raise UpstreamError(
-                f"The target {name} needs a key: {target.api_key_env} is not set where the server runs.",
-                status=401,
-                type="authentication_error",
-                code="provider_key_missing",
-            )
+    async def _loaded(self) -> None:
         self.warm_up()
         assert self._loading is not None
         # Shielded: the client that waits for the import may go away, the import goes on.
         await asyncio.shield(self._loading)
-        arguments = _arguments(name, target, body, key)
-        try:
-            async with asyncio.timeout(target.timeout):
-                return await _send(arguments)
-        except Exception as error:
-            raise upstream_error(error, target, self._scrub) from None
-
-    def _key(self, target: Target) -> str | None:
-        return self._environment.get(target.api_key_env) if target.api_key_env else None
 
 
 async def complete(
@@ -293,7 +273,7 @@ async def complete(
     timeout: float = 120,
     **params: Any,
 ) -> Completion:
-    """Call a model once, outside any policy.
+    """Call a model once, outside any policy. Whoever is done calling awaits :func:`close_connections`.
 
     Parameters
     ----------
@@ -314,13 +294,46 @@ async def complete(
         The provider's error with its status.
     """
     target = Target(model=model, api_base=api_base, api_key_env=api_key_env, prices=prices, timeout=timeout)
-    response = await Dispatcher({model: target}).raw(model, {"messages": list(messages), **params})
+    scrub = Scrubber([_key(target, os.environ) or ""])
+    await asyncio.to_thread(_litellm)
+    response = await _call(model, target, {"messages": list(messages), **params}, os.environ, scrub)
     data = _completion(response)
     usage = _usage(data) or Usage(0, 0)
     text = data["choices"][0]["message"]["content"] or ""
     # litellm says 0.0 for a model that it has no price for.
     cost = usage.cost(prices) if prices else response._hidden_params.get("response_cost") or None
     return Completion(text, usage.input, usage.output, cost)
+
+
+async def close_connections() -> None:
+    """Close litellm's connections to the providers: it has one set of them for the whole process."""
+    litellm = _litellm()
+    await litellm.close_litellm_async_clients()
+    litellm.in_memory_llm_clients_cache.flush_cache()  # it would hand out closed ones
+
+
+async def _call(
+    name: str, target: Target, body: Mapping[str, Any], environment: Mapping[str, str], scrub: Scrubber
+) -> Any:
+    """litellm's answer to one request, which may be a stream; its errors as :class:`UpstreamError`."""
+    key = _key(target, environment)
+    if target.api_key_env is not None and not key:
+        raise UpstreamError(
+            f"The target {name} needs a key: {target.api_key_env} is not set where the server runs.",
+            status=401,
+            type="authentication_error",
+            code="provider_key_missing",
+        )
+    arguments = _arguments(name, target, body, key)
+    try:
+        async with asyncio.timeout(target.timeout):
+            return await _send(arguments)
+    except Exception as error:
+        raise upstream_error(error, target, scrub) from None
+
+
+def _key(target: Target, environment: Mapping[str, str]) -> str | None:
+    return environment.get(target.api_key_env) if target.api_key_env else None
 
 
 def _report(loading: asyncio.Task[None]) -> None:

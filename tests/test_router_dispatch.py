@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from provider import Provider, provider
 
-from router.dispatch import Dispatcher, Scrubber, complete
+from router.dispatch import Dispatcher, Scrubber, close_connections, complete
 from router.errors import UpstreamError
 from router.policy import Prices, Target
 
@@ -137,7 +137,10 @@ def test_complete(upstream: Provider) -> None:
     prices = Prices(input=1, output=4, cached_read=0.5)
 
     async def once() -> Any:
-        return await complete("openai/small", ASK, api_base=upstream.url, prices=prices, max_tokens=7)
+        try:
+            return await complete("openai/small", ASK, api_base=upstream.url, prices=prices, max_tokens=7)
+        finally:
+            await close_connections()
 
     answer = asyncio.run(once())
     assert (answer.text, answer.input_tokens, answer.output_tokens) == ("Hello there!", 9, 3)
@@ -148,7 +151,10 @@ def test_complete(upstream: Provider) -> None:
 @pytest.mark.parametrize(("model", "priced"), [("openai/gpt-4o-mini", True), ("openai/unheard-of", False)])
 def test_complete_without_prices_takes_litellms_or_none(upstream: Provider, model: str, priced: bool) -> None:
     async def once() -> Any:
-        return await complete(model, ASK, api_base=upstream.url)
+        try:
+            return await complete(model, ASK, api_base=upstream.url)
+        finally:
+            await close_connections()
 
     assert (asyncio.run(once()).cost is not None) == priced
 

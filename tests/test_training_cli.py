@@ -528,6 +528,27 @@ def test_tune_shows_and_writes_only_where_it_is_told_to(
     assert "written to" in err
 
 
+def test_tune_with_a_confidence_is_more_careful(run: Run, bundle: Path, fresh_file: Path) -> None:
+    status, out, _ = run("tune", bundle, fresh_file, "--quality", ".6", "--json")
+    plain = strictly(out)
+    status, out, err = run("tune", bundle, fresh_file, "--quality", ".6", "--confidence", ".9", "--json")
+    assert status == 0, err
+    promised = strictly(out)
+    assert promised["strong_share"] >= plain["strong_share"]
+    assert "with 90% confidence" in promised["how"]
+
+
+def test_a_promise_that_the_rows_cannot_carry_is_not_made(run: Run, bundle: Path, fresh_file: Path) -> None:
+    before = read_manifest(bundle)
+    status, out, err = run("tune", bundle, fresh_file, "--quality", ".99", "--confidence", ".99", "--write")
+    assert (status, out) == (1, "")
+    assert "100 rows cannot promise" in err.splitlines()[-1]
+    assert read_manifest(bundle) == before
+    status, _, err = run("tune", bundle, fresh_file, "--strong-share", ".3", "--confidence", ".9")
+    assert status == 2
+    assert "goes with --quality" in one_line(err)
+
+
 def test_tune_by_share_draws_the_curve(run: Run, bundle: Path, fresh_file: Path, tmp_path: Path) -> None:
     status, out, _ = run(
         "tune", bundle, fresh_file, "--strong-share", ".3", "--plot", "curve.png", "--write", "--json"

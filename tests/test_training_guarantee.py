@@ -56,12 +56,12 @@ def test_with_many_rows_the_promise_costs_little(truth: World) -> None:
     assert tuned < promised < tuned + 0.2
 
 
-def test_few_rows_are_said_to_be_too_few() -> None:
+def test_few_rows_promise_nothing_and_say_so() -> None:
     rows = World(2, 25)
     found = guaranteed_threshold(rows.score, rows.weak, rows.strong)
     assert not found.possible
     assert found.chosen.strong_share == 1.0
-    assert "too few" in found.words
+    assert "25 rows cannot promise" in found.words
 
 
 def test_a_larger_allowed_loss_saves_more_and_a_higher_confidence_less() -> None:

@@ -375,7 +375,12 @@ def tune(
     quality: Annotated[
         float | None, typer.Option("--quality", metavar="X", help="Least share of strong's quality, as .95.")
     ] = None,
-    confidence: Annotated[float | None, typer.Option("--confidence", metavar="X")] = None,
+    confidence: Annotated[
+        float | None,
+        typer.Option(
+            "--confidence", metavar="X", help="Promise --quality for new rows, this surely, as .95."
+        ),
+    ] = None,
     strong_share: Annotated[
         float | None, typer.Option("--strong-share", metavar="X", help="Share of calls to strong, as .3.")
     ] = None,
@@ -398,15 +403,20 @@ def tune(
 
     if sum(goal is not None for goal in (quality, strong_share, max_cost)) != 1:
         raise UsageError("give one of --quality, --strong-share and --max-cost")
-    if confidence is not None:
-        raise UsageError(
-            "--confidence is not there yet: thresholds are chosen on the mean of the calibration rows"
-        )
+    if confidence is not None and quality is None:
+        raise UsageError("--confidence goes with --quality")
     predictor = _predictor(bundle)
     dataset = _pair_for(predictor.targets, datasets, rename, prices_file, skip_bad_rows)
     features = _features(dataset, predictor.encoder)
     result = run(
-        predictor, dataset, features, quality=quality, strong_share=strong_share, max_cost=max_cost, plot=plot
+        predictor,
+        dataset,
+        features,
+        quality=quality,
+        confidence=confidence,
+        strong_share=strong_share,
+        max_cost=max_cost,
+        plot=plot,
     )
     chosen = result.chosen
     console = _console()
@@ -414,7 +424,7 @@ def tune(
     console.print(f"threshold {chosen.threshold:.4f}: {chosen.how}{seen}", highlight=False)
     console.print(
         f"  {chosen.strong_share:.1%} of calls to {predictor.targets[1]}, quality {chosen.quality:.4f} = "
-        f"{chosen.quality / result.strong_quality:.1%} of always-strong; random needs {result.random_share:.1%} for 95 %"
+        f"{chosen.quality / result.strong_quality:.1%} of always-strong; random needs {result.random_share:.1%} for that"
         if chosen.quality is not None
         else f"  {chosen.strong_share:.1%} of calls to {predictor.targets[1]}",
         highlight=False,

@@ -123,7 +123,7 @@ def guaranteed_threshold(
     words = (
         f"expected quality at least {goal}, with {confidence:.0%} confidence, for traffic like these {len(score)} rows"
         if possible
-        else f"{len(score)} rows are too few to promise {goal} with {confidence:.0%} confidence: only always-strong does"
+        else f"{len(score)} rows cannot promise {goal} with {confidence:.0%} confidence for less than always-strong"
     )
     chosen = describe(
         threshold, score, weak, strong, value=quality, how=words, cost_weak=cost_weak, cost_strong=cost_strong

@@ -34,6 +34,7 @@ from training.dataset import Dataset
 from training.embeddings import embed
 from training.estimator import QualityEstimator, source_weights
 from training.evaluation import Report, pair_rows, report_of
+from training.guarantee import guaranteed_threshold
 from training.metrics import QUALITY_BAR, Interval, gain_interval, random_strong_share_at
 from training.probes import ROWS
 from training.threshold import ChosenThreshold, for_max_cost, for_quality, for_strong_share
@@ -172,7 +173,7 @@ class Tuned:
     strong_quality : float
         Mean quality of always-strong on the rows it was chosen on.
     random_share : float
-        The share of strong calls that a router without knowledge needs for 95 % of strong's quality.
+        The share of strong calls that a router without knowledge needs for the same quality.
     seen : int
         Rows left out because the bundle was trained on them.
     """
@@ -189,6 +190,7 @@ def tune(
     features: Features,
     *,
     quality: float | None = None,
+    confidence: float | None = None,
     strong_share: float | None = None,
     max_cost: float | None = None,
     plot: Path | None = None,
@@ -201,6 +203,9 @@ def tune(
         As :func:`training.evaluation.pair_rows` gives it.
     quality : float, optional
         Least share of strong's mean quality.
+    confidence : float, optional
+        With ``quality``: how sure that share must be on new rows (:mod:`training.guarantee`). Of rows that share a group
+        one is used, since the others tell nothing independent of it.
     strong_share : float, optional
         Share of calls to strong.
     max_cost : float, optional
@@ -213,27 +218,40 @@ def tune(
     UsageError
         The goal cannot be reached.
     DatasetError
-        The bundle was trained on every row.
+        The bundle was trained on every row, or the rows are too few for a promise.
     """
     fresh = ~predictor.bundle.has_seen(pair.prompts)
     if not fresh.any():
         raise DatasetError(f"all {len(pair)} rows were trained on: a threshold needs rows that were not")
-    rows, score = pair.select(fresh), predictor.predict_features(features.take(np.flatnonzero(fresh))).score
+    used = np.flatnonzero(fresh)
+    if confidence is not None:
+        used = used[np.unique(pair.groups[used], return_index=True)[1]]
+    rows, score = pair.select(used), predictor.predict_features(features.take(used)).score
     weak, strong = rows.quality.T
-    costs = {"cost_weak": rows.cost[:, 0], "cost_strong": rows.cost[:, 1]}
-    if quality is not None:
-        chosen = for_quality(score, weak, strong, quality=quality, **costs)
+    low, high = rows.cost.T
+    if quality is not None and confidence is not None:
+        promise = guaranteed_threshold(
+            score, weak, strong, quality=quality, confidence=confidence, cost_weak=low, cost_strong=high
+        )
+        if not promise.possible:
+            raise DatasetError(f"{promise.words}; give more rows, or ask for less quality or confidence")
+        chosen = promise.chosen
+    elif quality is not None:
+        chosen = for_quality(score, weak, strong, quality=quality, cost_weak=low, cost_strong=high)
     elif strong_share is not None:
-        chosen = for_strong_share(score, strong_share, weak, strong, **costs)
+        chosen = for_strong_share(score, strong_share, weak, strong, cost_weak=low, cost_strong=high)
     elif max_cost is not None:
-        chosen = for_max_cost(score, weak, strong, **costs, usd_per_1k=max_cost)
+        chosen = for_max_cost(score, weak, strong, low, high, usd_per_1k=max_cost)
     else:
         raise UsageError("a goal is needed: quality, strong_share or max_cost")
     if plot is not None:
         from training.plot import plot_curve
 
         plot_curve(plot, score, weak, strong, chosen=chosen, names=(rows.targets[0], rows.targets[1]))
-    return Tuned(chosen, float(strong.mean()), random_strong_share_at(weak, strong), int((~fresh).sum()))
+    strong_quality = float(strong.mean())
+    assert chosen.quality is not None
+    random_share = random_strong_share_at(weak, strong, chosen.quality / max(strong_quality, 1e-12))
+    return Tuned(chosen, strong_quality, random_share, int((~fresh).sum()))
 
 
 def as_threshold(chosen: ChosenThreshold, strong_quality: float, rows: str) -> Threshold:
