@@ -83,4 +83,4 @@ def test_the_cache_is_where_the_variable_says(tmp_path: Path, monkeypatch: pytes
     embed(prompts(2), Counting())
     assert any((tmp_path / "here").rglob("*.pkl"))
     monkeypatch.setenv("ROUTER_CACHE_DIR", "")
-    assert cache_dir().name == "llm-router"
+    assert cache_dir().name == "llm-difficulty-router"

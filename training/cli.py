@@ -196,9 +196,9 @@ def label(
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask before spending.")] = False,
 ) -> None:
     """Make labels: both models answer each prompt, a judge grades the answers. Keys: the providers' own variables."""
-    from router.dispatch import complete
+    from router.dispatch import close_connections, complete
     from training.dataset import load_prompts
-    from training.labels import Job, estimate, pending
+    from training.labels import Job, LabelReport, estimate, pending
     from training.labels import Progress as Labelling
     from training.labels import label as run
     from training.prices import load_prices
@@ -225,11 +225,22 @@ def label(
                 bar, completed=now.done, description=f"labelling (${now.spent:.2f}, {now.failed} failed)"
             )
 
-        report = asyncio.run(
-            run(
-                rows, complete, job, out, prices=prices, budget=budget, concurrency=concurrency, progress=show
-            )
-        )
+        async def work() -> LabelReport:
+            try:
+                return await run(
+                    rows,
+                    complete,
+                    job,
+                    out,
+                    prices=prices,
+                    budget=budget,
+                    concurrency=concurrency,
+                    progress=show,
+                )
+            finally:
+                await close_connections()
+
+        report = asyncio.run(work())
     console.print(
         f"{report.labelled:,} labelled ({report.resumed:,} before), {len(report.failed):,} failed, "
         f"{report.remaining:,} not tried, ${report.spent:.4f} spent",

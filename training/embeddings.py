@@ -20,7 +20,7 @@ CHUNK = 256
 
 def cache_dir() -> Path:
     """``ROUTER_CACHE_DIR``, or the user's cache directory."""
-    return Path(os.environ.get("ROUTER_CACHE_DIR") or user_cache_dir("llm-router"))
+    return Path(os.environ.get("ROUTER_CACHE_DIR") or user_cache_dir("llm-difficulty-router"))
 
 
 def embed(
