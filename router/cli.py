@@ -11,13 +11,14 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from router import __version__
-from router.errors import RouterError, UsageError
+from router.errors import RouterError, UsageError, run_command
 
 if TYPE_CHECKING:
     from router.app import Gateway
@@ -52,23 +53,7 @@ def main() -> None:
     """Run the command; every error that a user can cause is one line on standard error."""
     for variable in _ONE_THREAD:
         os.environ.setdefault(variable, "1")
-    try:
-        status = app(standalone_mode=False)
-    except RouterError as error:
-        _fail(str(error), error.exit_code)
-    except KeyboardInterrupt:
-        sys.exit(130)
-    except Exception as error:
-        # A wrong call, as click (which typer may carry inside) reports it.
-        if hasattr(error, "format_message") and hasattr(error, "exit_code"):
-            _fail(error.format_message(), error.exit_code)
-        raise
-    sys.exit(status if isinstance(status, int) else 0)
-
-
-def _fail(message: str, status: int) -> NoReturn:
-    print("router: " + " ".join(message.split()), file=sys.stderr)
-    sys.exit(status)
+    run_command("router", partial(app, standalone_mode=False))
 
 
 def _version(wanted: bool) -> None:

@@ -6,6 +6,10 @@ and exit with :attr:`RouterError.exit_code`, the server turns it into the dialec
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable
+from typing import Any, NoReturn
+
 
 class RouterError(Exception):
     """Base of all errors that are explained to a person rather than traced.
@@ -93,3 +97,46 @@ class UpstreamError(RouterError):
         self.type = type
         self.code = code
         self.param = param
+
+
+def run_command(name: str, command: Callable[[], Any], *, missing: str = "") -> NoReturn:
+    """Run a command line and end the process: what a user can cause is one line on standard error, never a traceback.
+
+    Parameters
+    ----------
+    name : str
+        The command, for the head of the line.
+    command : callable
+        Parses the arguments and does the work; what it returns, where a number, is the exit status.
+    missing : str
+        What to do about a package that is not installed.
+    """
+    try:
+        status = command()
+    except RouterError as error:
+        _fail(name, str(error), error.exit_code)
+    except ModuleNotFoundError as error:
+        if not missing:
+            raise
+        _fail(name, f"{error.name} is not installed; {missing}", 1)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except OSError as error:
+        _fail(name, f"{error.filename}: {error.strerror}" if error.filename else str(error), 1)
+    except Exception as error:
+        # click's own errors, by their looks: typer may carry click inside, under another name.
+        kind = type(error).__name__
+        if kind == "Abort":  # a question without an answer
+            _fail(name, "stopped: no answer was given", 1)
+        if kind == "NoArgsIsHelpError":  # its message is the help
+            print(error, file=sys.stderr)
+            sys.exit(2)
+        if hasattr(error, "format_message") and hasattr(error, "exit_code"):
+            _fail(name, error.format_message(), error.exit_code)
+        raise
+    sys.exit(status if isinstance(status, int) else 0)
+
+
+def _fail(name: str, message: str, status: int) -> NoReturn:
+    print(f"{name}: " + " ".join(message.split()), file=sys.stderr)
+    sys.exit(status)

@@ -9,8 +9,9 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -24,7 +25,7 @@ from rich.progress import (
 )
 
 from router import __version__
-from router.errors import RouterError, UsageError
+from router.errors import RouterError, UsageError, run_command
 
 # What takes a second to import (pandas, scikit-learn, matplotlib) is imported by the command that needs it.
 if TYPE_CHECKING:
@@ -66,35 +67,11 @@ PricesOption = Annotated[
 
 def main() -> None:
     """Run the command; every error that a user can cause is one line on standard error."""
-    try:
-        status = app(standalone_mode=False)
-    except RouterError as error:
-        _fail(str(error), error.exit_code)
-    except ModuleNotFoundError as error:
-        _fail(
-            f"{error.name} is not installed; install the extra 'train': pip install 'llm-difficulty-router[train]'",
-            1,
-        )
-    except KeyboardInterrupt:
-        sys.exit(130)
-    except typer.Abort:  # a question without an answer
-        _fail("stopped: no answer was given", 1)
-    except OSError as error:
-        _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error), 1)
-    except Exception as error:
-        if type(error).__name__ == "NoArgsIsHelpError":  # its message is the help
-            print(error, file=sys.stderr)
-            sys.exit(2)
-        # A wrong call, as click (which typer may carry inside) reports it.
-        if hasattr(error, "format_message") and hasattr(error, "exit_code"):
-            _fail(error.format_message(), error.exit_code)
-        raise
-    sys.exit(status if isinstance(status, int) else 0)
-
-
-def _fail(message: str, status: int) -> NoReturn:
-    print("router-train: " + " ".join(message.split()), file=sys.stderr)
-    sys.exit(status)
+    run_command(
+        "router-train",
+        partial(app, standalone_mode=False),
+        missing="install the extra 'train': pip install 'llm-difficulty-router[train]'",
+    )
 
 
 def _version(wanted: bool) -> None:
