@@ -62,7 +62,8 @@ class Prediction:
     quality : ndarray, shape (n, T)
         Calibrated expected quality, 0 to 1.
     gain : ndarray, shape (n, T)
-        Calibrated expected gain in quality over the cheapest target; column 0 is zero.
+        Calibrated expected gain in quality over the cheapest target; column 0 is zero. Calibrated as a gain, and so not
+        exactly the difference of two calibrated qualities.
     """
 
     targets: tuple[str, ...]

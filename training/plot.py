@@ -124,7 +124,7 @@ def curve_figure(
     axes.axhline(bar, color=_VERMILION, linewidth=1.2, label=f"{QUALITY_BAR:.0%} of strong's quality")
     axes.plot(along[ends], learned.quality[ends], "o", color=_INK, markersize=6, zorder=4)
     _label(axes, "always weak", (along[0], learned.quality[0]), (10, -4), "left")
-    _label(axes, "always strong", (along[-1], learned.quality[-1]), (0, -12), "right")
+    _label(axes, "always strong", (along[-1], learned.quality[-1]), (0, 22), "right")
     if chosen is not None:
         _mark(axes, chosen, learned, x)
 
