@@ -28,21 +28,21 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
+import psutil  # type: ignore[import-untyped]
 import uvloop
 
 ROOT = Path(__file__).resolve().parent.parent
 
-# 18 to 22 tokens each: several, so that nothing is measured that a cache of the last prompt would answer.
+# 20 tokens, give or take one, with a number of four digits. Every request has another: none can be answered by a cache.
 PROMPTS = (
-    "Rename the function parse_config to load_config everywhere and update its tests.",
-    "Write a commit message for a change that retries failed uploads up to three times.",
-    "Which planets of our system have rings, and how were the rings of Uranus first discovered?",
-    "Prove that the square root of two is irrational, then generalise it to primes.",
-    "My unit test passes locally but fails in CI with a timeout; where do I look first?",
-    "Summarise these meeting notes in three short sentences for someone who was not there.",
-    "Translate into German: the delivery will be two days late because of the storm at sea.",
-    "Explain why quicksort is quadratic in the worst case and how to avoid that.",
+    "Rename parse_config to load_config everywhere, as {} asks.",
+    "Write a commit message for change {}, which retries failed uploads up to three times.",
+    "Which planets of our solar system have rings, and which ring was found first, in {}?",
+    "Prove that the square root of {} is irrational, then generalise the proof to primes.",
+    "My unit test {} passes locally but fails in CI with a timeout; where do I look?",
+    "Summarise the meeting notes of room {} in three sentences for somebody who was away.",
+    "Translate into German: your delivery {} will be two days late because of the storm at sea.",
+    "Explain why quicksort is quadratic on {} sorted rows and how one can avoid that.",
 )
 
 START_SECONDS = 120
@@ -127,37 +127,34 @@ class Client:
         self._writer.close()
 
 
-def chat_requests(model: str) -> list[bytes]:
-    """A chat completion for every prompt, as it goes over the wire."""
-    requests = []
-    for prompt in PROMPTS:
-        body = json.dumps({"model": model, "messages": [{"role": "user", "content": prompt}]}).encode()
-        head = (
-            "POST /v1/chat/completions HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-type: application/json\r\n"
-            f"content-length: {len(body)}\r\n\r\n"
-        )
-        requests.append(head.encode() + body)
-    return requests
+def chat_request(model: str, number: int) -> bytes:
+    """A chat completion as it goes over the wire; the number makes its prompt another than all others."""
+    prompt = PROMPTS[number % len(PROMPTS)].format(1000 + number)
+    body = json.dumps({"model": model, "messages": [{"role": "user", "content": prompt}]}).encode()
+    head = (
+        "POST /v1/chat/completions HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-type: application/json\r\n"
+        f"content-length: {len(body)}\r\n\r\n"
+    )
+    return head.encode() + body
 
 
-async def measure(subject: Subject, concurrency: int, count: int) -> Run:
-    """Send ``count`` requests over ``concurrency`` connections, the next as soon as one is answered."""
-    requests = chat_requests(subject.model)
+async def measure(subject: Subject, concurrency: int, numbers: range) -> Run:
+    """Send the numbered requests over ``concurrency`` connections, the next as soon as one is answered."""
+    requests = iter([chat_request(subject.model, number) for number in numbers])
     clients = [await Client.connect(subject.server.port) for _ in range(concurrency)]
-    numbers = iter(range(count))
     seconds: list[float] = []
 
     async def work(client: Client) -> None:
-        for number in numbers:
+        for request in requests:
             started = time.perf_counter()
-            head, _ = await client.post(requests[number % len(requests)])
+            head, _ = await client.post(request)
             seconds.append(time.perf_counter() - started)
             if subject.header not in head:
                 raise SystemExit(f"bench-gateway: {subject.name}: no {subject.header.decode()} in its answer")
 
     cpu = _cpu_seconds(subject.server)
     started = time.perf_counter()
-    await asyncio.wait_for(asyncio.gather(*map(work, clients)), ANSWER_SECONDS + count)
+    await asyncio.wait_for(asyncio.gather(*map(work, clients)), ANSWER_SECONDS + len(numbers))
     elapsed = time.perf_counter() - started
     cpu = _cpu_seconds(subject.server) - cpu
     for client in clients:
@@ -166,8 +163,8 @@ async def measure(subject: Subject, concurrency: int, count: int) -> Run:
     return Run(
         p50_ms=statistics.median(ranked) * 1e3,
         p95_ms=ranked[int(0.95 * len(ranked))] * 1e3,
-        per_second=count / elapsed,
-        cpu_ms=cpu / count * 1e3,
+        per_second=len(numbers) / elapsed,
+        cpu_ms=cpu / len(numbers) * 1e3,
     )
 
 
@@ -178,13 +175,15 @@ async def compare(
     for subject in subjects:
         _say(f"warming up: {subject.name}")
         for concurrency in counts:
-            await measure(subject, concurrency, warm_up)
+            await measure(subject, concurrency, range(warm_up))
     runs: dict[str, dict[int, list[Run]]] = {s.name: {c: [] for c in counts} for s in subjects}
+    start = warm_up
     for number in range(rounds):
         order = subjects if number % 2 == 0 else subjects[::-1]
         for concurrency, count in counts.items():
+            numbers = range(start, start := start + count)
             for subject in order:
-                runs[subject.name][concurrency].append(await measure(subject, concurrency, count))
+                runs[subject.name][concurrency].append(await measure(subject, concurrency, numbers))
         _say(f"round {number + 1} of {rounds}")
     return runs
 
@@ -223,7 +222,7 @@ def running(
             return time.perf_counter() - started
 
         ready_s = seconds_until(f"GET {ready} HTTP/1.1\r\nhost: 127.0.0.1\r\n\r\n".encode()) if ready else 0.0
-        first_answer_s = seconds_until(chat_requests(model)[0])
+        first_answer_s = seconds_until(chat_request(model, 0))
         yield Server(psutil.Process(process.pid), port, ready_s, first_answer_s)
     finally:
         process.terminate()
@@ -251,7 +250,7 @@ def _answers(port: int, request: bytes) -> bool:
 
 def _cpu_seconds(server: Server) -> float:
     times = server.process.cpu_times()
-    return times.user + times.system
+    return float(times.user + times.system)
 
 
 def _free_port() -> int:
