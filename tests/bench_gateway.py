@@ -16,6 +16,7 @@ import argparse
 import asyncio
 import json
 import os
+import signal
 import socket
 import statistics
 import subprocess
@@ -150,11 +151,15 @@ async def measure(subject: Subject, concurrency: int, numbers: range) -> Run:
             head, _ = await client.post(request)
             seconds.append(time.perf_counter() - started)
             if subject.header not in head:
-                raise SystemExit(f"bench-gateway: {subject.name}: no {subject.header.decode()} in its answer")
+                raise SystemExit(
+                    f"bench-gateway: {subject.name}: no {subject.header.decode().strip()} in its answer"
+                )
 
     cpu = _cpu_seconds(subject.server)
     started = time.perf_counter()
-    await asyncio.wait_for(asyncio.gather(*map(work, clients)), ANSWER_SECONDS + len(numbers))
+    async with asyncio.timeout(ANSWER_SECONDS + len(numbers)), asyncio.TaskGroup() as group:
+        for client in clients:
+            group.create_task(work(client))
     elapsed = time.perf_counter() - started
     cpu = _cpu_seconds(subject.server) - cpu
     for client in clients:
@@ -448,6 +453,8 @@ def main() -> None:
     options = parser.parse_args()
     bundle, proxy = (path and path.resolve() for path in (options.bundle, options.proxy))
     counts = {1: options.latency_requests, 8: options.throughput_requests}
+    # Who ends the benchmark ends its servers too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     with ExitStack() as stack:
         subjects = servers(stack, bundle, proxy)
         runs = uvloop.run(compare(subjects, options.rounds, counts, options.warm_up))
