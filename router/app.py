@@ -22,7 +22,7 @@ from starlette.types import Receive, Scope, Send
 
 from router import __version__
 from router.decision import Decision, RequestFacts, decide, needs_prediction
-from router.dispatch import Dispatcher, Stream, Usage
+from router.dispatch import Dispatcher, Stream
 from router.errors import RequestError, RouterError, UpstreamError
 from router.features import Prompt
 from router.metrics import CONTENT_TYPE, Metrics
@@ -30,6 +30,7 @@ from router.policy import Policy
 from router.predictor import Prediction
 from router.schemas import error_body, read_chat, read_facts, read_route, request_id, route_answer, to_json
 from router.settings import Settings, load_settings
+from router.upstream import Usage
 
 logger = logging.getLogger("router")
 

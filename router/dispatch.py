@@ -2,7 +2,8 @@
 
 A request goes out in one of three forms:
 
-- a target ``openai/…`` with an ``api_base`` speaks OpenAI's dialect: the client's body goes out as it came;
+- a target ``openai/…`` with an ``api_base`` speaks OpenAI's dialect: bodies pass through litellm's HTTP client as
+  they came (:mod:`router.passthrough`);
 - for other providers of that dialect litellm maps and checks the parameters that it knows by model, and the
   rest of the body goes out as it came;
 - for all others litellm translates; what it has no translation for is refused, or left out where the target
@@ -15,29 +16,37 @@ they would let it send our key to a server of its own.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import functools
 import gc
 import importlib
+import json
 import logging
 import os
 import re
 import threading
 import time
 import warnings
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import httpx
+
+from router import passthrough
 from router.conversation import text_of
 from router.errors import RequestError, UpstreamError
 from router.policy import Prices, Target
 from router.schemas import error_body, to_json
+from router.upstream import Scrubber, Usage, answered_error, late, usage_of
 
 logger = logging.getLogger("router")
 
 # Two threads that import litellm at once leave each other with half of it: its modules import in circles.
 _IMPORT = threading.Lock()
+
+# A chunk of a streamed answer as JSON, and the usage that it names.
+Chunk = tuple[bytes, Usage | None]
+Chunks = AsyncGenerator[Chunk]
 
 State = Literal["idle", "loading", "ready", "failed"]
 
@@ -87,36 +96,12 @@ _STALE = frozenset(("ServerDisconnectedError", "RemoteProtocolError"))
 _STALE_SECONDS = 1.0
 
 _ECHO_CHARACTERS = 2_000
-_MESSAGE_CHARACTERS = 2_000
 
-_SECRETS = re.compile(
-    r"\b(?:sk|pk|rk|gsk|xai|key)[-_][A-Za-z0-9*_\-.]{6,}"
-    r"|\bAIza[A-Za-z0-9_\-]{10,}"
-    r"|\bAKIA[A-Z0-9]{12,}"
-    r"|(?i:\bbearer\s+)[^\s\"',]+"
-    r"|(?i:\b(?:x-)?(?:api[-_]?key|access[-_]?token|token|secret|password|key)\b[\"']?\s*[=:]\s*[\"']?)[^\s\"'&,}]{6,}"
-)
 # litellm names its own classes before the provider's words, and puts tracebacks and the request behind them.
 _PREFIX = re.compile(r"^(?:litellm\.\w+: )?(?:\w+(?:Error|Timeout): )*(?:\w+Exception - )?")
 _SUFFIX = re.compile(
     r"Traceback \(most recent call last\)|Received Messages=| Original exception: |\n\nNote: "
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Usage:
-    """Tokens as the provider counted them. ``cached`` and ``cache_write`` are parts of ``input``."""
-
-    input: int
-    output: int
-    cached: int = 0
-    cache_write: int = 0
-
-    def cost(self, prices: Prices) -> float:
-        """US dollars."""
-        return prices.cost(
-            input=self.input, output=self.output, cached_read=self.cached, cache_write=self.cache_write
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +128,7 @@ class Stream:
     An error of the provider is the last event. ``usage`` and ``error`` are known when the stream has ended.
     """
 
-    def __init__(self, chunks: Any, first: Any, target: Target, scrub: Scrubber) -> None:
+    def __init__(self, chunks: Chunks, first: Chunk | None, target: Target, scrub: Scrubber) -> None:
         self._chunks = chunks
         self._first = first
         self._target = target
@@ -155,10 +140,9 @@ class Stream:
         chunk = self._first
         try:
             while chunk is not None:
-                data = _chunk(chunk)
-                if data is not None:
-                    self.usage = _usage(data) or self.usage
-                    yield b"data: " + to_json(data) + b"\n\n"
+                data, usage = chunk
+                self.usage = usage or self.usage
+                yield b"data: " + data + b"\n\n"
                 chunk = await _next(self._chunks, self._target.timeout)
         except Exception as error:
             self.error = upstream_error(error, self._target, self._scrub)
@@ -169,18 +153,6 @@ class Stream:
     async def aclose(self) -> None:
         """Close the connection to the provider, wherever the stream stands."""
         await self._chunks.aclose()
-
-
-class Scrubber:
-    """Removes secrets from a provider's words: the keys in use, and whatever looks like one."""
-
-    def __init__(self, secrets: Sequence[str]) -> None:
-        self._secrets = sorted((secret for secret in secrets if len(secret) >= 4), key=len, reverse=True)
-
-    def __call__(self, text: str) -> str:
-        for secret in self._secrets:
-            text = text.replace(secret, "[key]")
-        return _SECRETS.sub("[key]", text)
 
 
 class Dispatcher:
@@ -233,11 +205,7 @@ class Dispatcher:
             The target cannot take a field of the body.
         """
         await self._loaded()
-        response = await _call(
-            name, self._targets[name], {**body, "stream": False}, self._environment, self._scrub
-        )
-        data = _completion(response)
-        return Answer(to_json(data), _usage(data))
+        return await _whole(name, self._targets[name], body, self._environment, self._scrub)
 
     async def stream(self, name: str, body: Mapping[str, Any]) -> Stream:
         """Send a chat completion and wait for the first chunk, so that an error still has its status.
@@ -246,7 +214,7 @@ class Dispatcher:
         """
         await self._loaded()
         target = self._targets[name]
-        chunks = await _call(name, target, {**body, "stream": True}, self._environment, self._scrub)
+        chunks = await _chunks(name, target, body, self._environment, self._scrub)
         try:
             first = await _next(chunks, target.timeout)
         except Exception as error:
@@ -297,12 +265,14 @@ async def complete(
     target = Target(model=model, api_base=api_base, api_key_env=api_key_env, prices=prices, timeout=timeout)
     scrub = Scrubber([_key(target, os.environ) or ""])
     await asyncio.to_thread(_litellm)
-    response = await _call(model, target, {"messages": list(messages), **params}, os.environ, scrub)
-    data = _completion(response)
-    usage = _usage(data) or Usage(0, 0)
-    text = data["choices"][0]["message"]["content"] or ""
-    # litellm says 0.0 for a model that it has no price for.
-    cost = usage.cost(prices) if prices else response._hidden_params.get("response_cost") or None
+    answer = await _whole(model, target, {"messages": list(messages), **params}, os.environ, scrub)
+    usage = answer.usage or Usage(0, 0)
+    data = json.loads(answer.body)
+    try:
+        text = data["choices"][0]["message"]["content"] or ""
+    except (LookupError, TypeError):
+        raise UpstreamError(f"The provider of {model} answered without a message.", status=502) from None
+    cost = usage.cost(prices) if prices else _listed_cost(model, usage)
     return Completion(text, usage.input, usage.output, cost)
 
 
@@ -313,10 +283,71 @@ async def close_connections() -> None:
     litellm.in_memory_llm_clients_cache.flush_cache()  # it would hand out closed ones
 
 
-async def _call(
+async def _whole(
     name: str, target: Target, body: Mapping[str, Any], environment: Mapping[str, str], scrub: Scrubber
-) -> Any:
-    """litellm's answer to one request, which may be a stream; its errors as :class:`UpstreamError`."""
+) -> Answer:
+    """One request and all of its answer; errors as :class:`UpstreamError`."""
+    body = {field: value for field, value in body.items() if field not in ("stream", "stream_options")}
+    key = _usable_key(name, target, environment)
+    passes = _passes_through(target)
+    arguments = {} if passes else _arguments(name, target, body, key)
+    try:
+        async with asyncio.timeout(target.timeout):
+            if passes:
+                response = await _unless_stale(lambda: _pass(target, body, key, scrub))
+                return Answer(*await passthrough.whole(response, target))
+            data = _completion(await _unless_stale(lambda: _acompletion(arguments)))
+    except Exception as error:
+        raise upstream_error(error, target, scrub) from None
+    return Answer(to_json(data), usage_of(data))
+
+
+async def _chunks(
+    name: str, target: Target, body: Mapping[str, Any], environment: Mapping[str, str], scrub: Scrubber
+) -> Chunks:
+    """One request and the chunks of its answer; errors before the first as :class:`UpstreamError`."""
+    body = {**body, "stream": True}
+    key = _usable_key(name, target, environment)
+    passes = _passes_through(target)
+    arguments = {} if passes else _arguments(name, target, body, key)
+    try:
+        async with asyncio.timeout(target.timeout):
+            if passes:
+                response = await _unless_stale(lambda: _pass(target, body, key, scrub))
+                return passthrough.events(response, target, scrub)
+            return _translated(await _unless_stale(lambda: _acompletion(arguments)))
+    except Exception as error:
+        raise upstream_error(error, target, scrub) from None
+
+
+def _passes_through(target: Target) -> bool:
+    return not target.echo and _dialect(target.model, target.api_base)[2] == "verbatim"
+
+
+async def _pass(target: Target, body: Mapping[str, Any], key: str | None, scrub: Scrubber) -> httpx.Response:
+    from litellm.llms.custom_httpx.http_handler import get_async_httpx_client
+
+    client = get_async_httpx_client("openai").client
+    _, model, _ = _dialect(target.model, target.api_base)
+    return await passthrough.send(client, target, model, _without_mode(body), key, scrub)
+
+
+async def _acompletion(arguments: Mapping[str, Any]) -> Any:
+    return await _litellm().acompletion(**arguments)
+
+
+async def _translated(chunks: Any) -> Chunks:
+    """litellm's chunks, as a provider of OpenAI's dialect sends them."""
+    try:
+        async for chunk in chunks:
+            data = _chunk(chunk)
+            if data is not None:
+                yield to_json(data), usage_of(data)
+    finally:
+        await chunks.aclose()
+
+
+def _usable_key(name: str, target: Target, environment: Mapping[str, str]) -> str | None:
     key = _key(target, environment)
     if target.api_key_env is not None and not key:
         raise UpstreamError(
@@ -325,12 +356,22 @@ async def _call(
             type="authentication_error",
             code="provider_key_missing",
         )
-    arguments = _arguments(name, target, body, key)
+    return key
+
+
+def _listed_cost(model: str, usage: Usage) -> float | None:
+    """US dollars by litellm's price list; None for a model that is not on it."""
     try:
-        async with asyncio.timeout(target.timeout):
-            return await _send(arguments)
-    except Exception as error:
-        raise upstream_error(error, target, scrub) from None
+        parts = _litellm().cost_per_token(
+            model=model,
+            prompt_tokens=usage.input,
+            completion_tokens=usage.output,
+            cache_read_input_tokens=usage.cached,
+            cache_creation_input_tokens=usage.cache_write,
+        )
+    except Exception:  # litellm has no class of its own for it
+        return None
+    return sum(parts) or None
 
 
 def _key(target: Target, environment: Mapping[str, str]) -> str | None:
@@ -395,19 +436,15 @@ def _arguments(name: str, target: Target, body: Mapping[str, Any], key: str | No
         arguments["stream_options"] = body["stream_options"]
     if target.echo:
         return arguments | {"custom_llm_provider": "openai", "mock_response": _echo(name, messages)}
-    provider, dialect = _dialect(target.model, target.api_base)
+    provider, _, dialect = _dialect(target.model, target.api_base)
     if key is None and target.api_base is not None and dialect != "other":
         key = "none"  # or litellm would send OPENAI_API_KEY to a server that is not OpenAI's
     arguments |= {"api_key": key, "api_base": target.api_base, "drop_params": target.drop_params}
-    rest = {field: value for field, value in body.items() if field not in _OWN and value is not None}
-    if isinstance(rest.get("metadata"), dict):
-        # The mode is for the router. OpenAI refuses metadata on what is not stored, so none is left empty.
-        rest["metadata"] = {key: value for key, value in rest["metadata"].items() if key != "mode"}
-        if not rest["metadata"]:
-            del rest["metadata"]
-    if dialect == "verbatim":
-        # Past litellm and the SDK, which would take every message apart, drop its nulls and rename its roles.
-        return {**target.params, **arguments, "messages": [], "extra_body": {**rest, "messages": messages}}
+    rest = {
+        field: value
+        for field, value in _without_mode(body).items()
+        if field not in _OWN and value is not None
+    }
     known = _PARAMETERS if dialect == "openai" else _TRANSLATED
     arguments |= {field: value for field, value in rest.items() if field in known}
     extra = {field: value for field, value in rest.items() if field not in known}
@@ -425,47 +462,43 @@ def _arguments(name: str, target: Target, body: Mapping[str, Any], key: str | No
     return {**target.params, **arguments}
 
 
+def _without_mode(body: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The body without the mode: that is for the router. OpenAI refuses metadata on what is not stored, so none is left empty."""
+    metadata = body.get("metadata")
+    if not isinstance(metadata, dict):
+        return body
+    kept = {key: value for key, value in metadata.items() if key != "mode"}
+    return {**body, "metadata": kept or None}
+
+
 Dialect = Literal["verbatim", "openai", "other"]
 
 
 @functools.lru_cache(maxsize=256)
-def _dialect(model: str, api_base: str | None) -> tuple[str, Dialect]:
-    """litellm's provider for a model, and in which form a body goes to it."""
+def _dialect(model: str, api_base: str | None) -> tuple[str, str, Dialect]:
+    """litellm's provider for a model, the model's name there, and in which form a body goes to it."""
     litellm = _litellm()
     try:
-        _, provider, _, _ = litellm.get_llm_provider(model=model, api_base=api_base)
+        name, provider, _, _ = litellm.get_llm_provider(model=model, api_base=api_base)
     except Exception:
         # litellm's call says what is wrong with the model.
-        return "the provider", "other"
+        return "the provider", model, "other"
     if provider == "openai" and api_base is not None:
-        return provider, "verbatim"
+        return provider, name, "verbatim"
     compatible = ("openai", "azure", *litellm.openai_compatible_providers)
-    return provider, "openai" if provider in compatible else "other"
+    return provider, name, "openai" if provider in compatible else "other"
 
 
-async def _send(arguments: Mapping[str, Any]) -> Any:
-    _leave_no_record()
+async def _unless_stale(send: Callable[[], Awaitable[Any]]) -> Any:
     started = time.monotonic()
     try:
-        return await _litellm().acompletion(**arguments)
+        return await send()
     except Exception as error:
         if time.monotonic() - started > _STALE_SECONDS or not _is_stale(error):
             raise
     # The provider closed an idle connection at the moment when it was taken from the pool, and so has not read the
     # request: the one case in which sending it again can do no harm.
-    return await _litellm().acompletion(**arguments)
-
-
-def _leave_no_record() -> None:
-    """Spare this request the record that litellm makes of a call for its loggers, of which we set none.
-
-    It makes none of the calls that it marks as its own. That saves a tenth of a request's CPU time; in a release
-    without the mark nothing else changes.
-    """
-    with contextlib.suppress(ImportError):
-        from litellm._internal_context import is_internal_call
-
-        is_internal_call.set(True)
+    return await send()
 
 
 def _is_stale(error: BaseException | None) -> bool:
@@ -483,7 +516,7 @@ def _echo(name: str, messages: Sequence[Mapping[str, Any]]) -> str:
     return f"[{name}] {asks[-1][:_ECHO_CHARACTERS] if asks else ''}"
 
 
-async def _next(chunks: Any, timeout: float) -> Any:
+async def _next(chunks: Chunks, timeout: float) -> Chunk | None:
     try:
         async with asyncio.timeout(timeout):
             return await anext(chunks)
@@ -537,19 +570,6 @@ def _restore(part: dict[str, Any]) -> None:
                 part.setdefault(field, value)
 
 
-def _usage(data: Mapping[str, Any]) -> Usage | None:
-    usage = data.get("usage")
-    if not isinstance(usage, dict):
-        return None
-    details = usage.get("prompt_tokens_details") or {}
-    return Usage(
-        input=usage.get("prompt_tokens") or 0,
-        output=usage.get("completion_tokens") or 0,
-        cached=details.get("cached_tokens") or 0,
-        cache_write=details.get("cache_creation_tokens") or details.get("cache_write_tokens") or 0,
-    )
-
-
 def upstream_error(error: Exception, target: Target, scrub: Scrubber) -> UpstreamError:
     """What went wrong at the provider: its status and words, without secrets or litellm's wrapping."""
     if isinstance(error, UpstreamError):
@@ -557,42 +577,23 @@ def upstream_error(error: Exception, target: Target, scrub: Scrubber) -> Upstrea
     original = getattr(error, "original_exception", None)
     if isinstance(original, Exception):
         error = original  # what broke a stream
+    if isinstance(error, httpx.HTTPError):
+        if isinstance(error, httpx.TimeoutException):
+            return late(target)
+        message = f"The provider of {target.model} cannot be reached, or broke off ({type(error).__name__})."
+        return UpstreamError(message, status=502)
     headers = getattr(error, "litellm_response_headers", None) or {}
     status = getattr(error, "status_code", None)
-    litellm = _litellm()
-    if isinstance(error, TimeoutError) or (isinstance(error, litellm.Timeout) and not headers):
-        message = f"The provider of {target.model} gave no answer within {target.timeout:g} s."
-        return UpstreamError(message, status=504, type="timeout_error", code="upstream_timeout")
-    answered = bool(headers)
-    if not isinstance(status, int) or not 400 <= status <= 599 or (status >= 500 and not answered):
+    if isinstance(error, TimeoutError) or (isinstance(error, _litellm().Timeout) and not headers):
+        return late(target)
+    if not isinstance(status, int) or (status >= 500 and not headers):
         status = 502
     body = getattr(error, "body", None)
-    body = body if isinstance(body, dict) else {}
-    nested = body.get("error")
-    body = nested if isinstance(nested, dict) else body
-    return UpstreamError(
-        scrub(_provider_words(error, body, target)),
+    return answered_error(
+        target,
+        scrub,
         status=status,
-        retry_after=_header(headers.get("retry-after")),
-        type=_word(body.get("type")),
-        code=_word(body.get("code")),
-        param=_word(body.get("param")),
+        body=body if isinstance(body, dict) else {},
+        retry_after=headers.get("retry-after"),
+        otherwise=_SUFFIX.split(_PREFIX.sub("", str(error), count=1), maxsplit=1)[0].strip(),
     )
-
-
-def _provider_words(error: Exception, body: Mapping[str, Any], target: Target) -> str:
-    message = body.get("message")
-    if not isinstance(message, str):
-        message = _PREFIX.sub("", str(error), count=1)
-        message = _SUFFIX.split(message, maxsplit=1)[0].strip()
-    if not message or message.lstrip().startswith("<"):
-        message = f"The provider of {target.model} answered with an error and no words for it."
-    return message[:_MESSAGE_CHARACTERS]
-
-
-def _word(value: Any) -> str | None:
-    return str(value)[:128] if isinstance(value, str | int) else None
-
-
-def _header(value: Any) -> str | None:
-    return value if isinstance(value, str) and re.fullmatch(r"[\x20-\x7e]{1,64}", value) else None

@@ -7,8 +7,8 @@ import os
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest, multiprocess
 
 from router.decision import Decision
-from router.dispatch import Usage
 from router.policy import Prices
+from router.upstream import Usage
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 # Set before the workers start, it makes prometheus_client share their counts through files in this directory.

@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 from provider import Provider, provider
 
-from router.dispatch import Dispatcher, Scrubber, close_connections, complete
+from router.dispatch import Dispatcher, close_connections, complete
 from router.errors import UpstreamError
 from router.policy import Prices, Target
+from router.upstream import Scrubber
 
 ASK = [{"role": "user", "content": "hello"}]
 

@@ -1,0 +1,112 @@
+"""What every way to a provider shares: tokens used, and a provider's error as people should read it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from router.errors import UpstreamError
+from router.policy import Prices, Target
+
+_MESSAGE_CHARACTERS = 2_000
+
+_SECRETS = re.compile(
+    r"\b(?:sk|pk|rk|gsk|xai|key)[-_][A-Za-z0-9*_\-.]{6,}"
+    r"|\bAIza[A-Za-z0-9_\-]{10,}"
+    r"|\bAKIA[A-Z0-9]{12,}"
+    r"|(?i:\bbearer\s+)[^\s\"',]+"
+    r"|(?i:\b(?:x-)?(?:api[-_]?key|access[-_]?token|token|secret|password|key)\b[\"']?\s*[=:]\s*[\"']?)[^\s\"'&,}]{6,}"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens as the provider counted them. ``cached`` and ``cache_write`` are parts of ``input``."""
+
+    input: int
+    output: int
+    cached: int = 0
+    cache_write: int = 0
+
+    def cost(self, prices: Prices) -> float:
+        """US dollars."""
+        return prices.cost(
+            input=self.input, output=self.output, cached_read=self.cached, cache_write=self.cache_write
+        )
+
+
+def usage_of(data: Mapping[str, Any]) -> Usage | None:
+    """The usage in a completion or chunk of OpenAI's dialect; None where it holds none."""
+    usage = data.get("usage")
+    if not isinstance(usage, dict):
+        return None
+    details = usage.get("prompt_tokens_details")
+    details = details if isinstance(details, dict) else {}
+    return Usage(
+        input=_count(usage.get("prompt_tokens")),
+        output=_count(usage.get("completion_tokens")),
+        cached=_count(details.get("cached_tokens")),
+        cache_write=_count(details.get("cache_creation_tokens") or details.get("cache_write_tokens")),
+    )
+
+
+class Scrubber:
+    """Removes secrets from a provider's words: the keys in use, and whatever looks like one."""
+
+    def __init__(self, secrets: Sequence[str]) -> None:
+        self._secrets = sorted((secret for secret in secrets if len(secret) >= 4), key=len, reverse=True)
+
+    def __call__(self, text: str) -> str:
+        for secret in self._secrets:
+            text = text.replace(secret, "[key]")
+        return _SECRETS.sub("[key]", text)
+
+
+def answered_error(
+    target: Target,
+    scrub: Scrubber,
+    *,
+    status: int,
+    body: Mapping[str, Any],
+    retry_after: Any = None,
+    otherwise: str = "",
+) -> UpstreamError:
+    """The error that a provider answered with: its status and words, without secrets.
+
+    ``body`` is the error's JSON, in an ``error`` field or bare; ``otherwise`` the words where it holds none.
+    """
+    nested = body.get("error")
+    body = nested if isinstance(nested, dict) else body
+    message = body.get("message")
+    if not isinstance(message, str):
+        message = nested if isinstance(nested, str) else otherwise
+    if not message or message.lstrip().startswith("<"):
+        message = f"The provider of {target.model} answered with an error and no words for it."
+    return UpstreamError(
+        scrub(message[:_MESSAGE_CHARACTERS]),
+        status=status if 400 <= status <= 599 else 502,
+        retry_after=_header(retry_after),
+        type=_word(body.get("type")),
+        code=_word(body.get("code")),
+        param=_word(body.get("param")),
+    )
+
+
+def late(target: Target) -> UpstreamError:
+    """The error for a provider that did not answer in time."""
+    message = f"The provider of {target.model} gave no answer within {target.timeout:g} s."
+    return UpstreamError(message, status=504, type="timeout_error", code="upstream_timeout")
+
+
+def _count(value: Any) -> int:
+    return value if isinstance(value, int) and value > 0 else 0
+
+
+def _word(value: Any) -> str | None:
+    return str(value)[:128] if isinstance(value, str | int) else None
+
+
+def _header(value: Any) -> str | None:
+    return value if isinstance(value, str) and re.fullmatch(r"[\x20-\x7e]{1,64}", value) else None
