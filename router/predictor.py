@@ -40,8 +40,8 @@ Arrays = Mapping[str, Array]
 
 # Dense features are standardised and held to this many standard deviations: what lies beyond was not seen.
 DENSE_LIMIT = 4.0
-# The embedding's entries have a standard deviation of about 1/sqrt(d); this brings them near the dense features'.
-EMBEDDING_SCALE = 5.0
+# The embedding's entries are about 1/sqrt(d) in size; scaled by this, a ridge draws them to zero less than dense features.
+EMBEDDING_SCALE = 10.0
 # Axes of the projection that trees split on.
 TREE_AXES = 20
 

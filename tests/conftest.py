@@ -48,7 +48,7 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 @pytest.fixture(scope="session")
 def encoder_dir() -> Path:
     """The encoder that comes along; not to be written to."""
-    return default_encoders_dir() / "all-MiniLM-L6-v2-int8"
+    return default_encoders_dir() / "all-MiniLM-L6-v2-3-layers-int8"
 
 
 @pytest.fixture(scope="session")

@@ -442,6 +442,9 @@ def export_encoder(
         str, typer.Argument(metavar="MODEL", help="A sentence-transformers model by path or name.")
     ],
     out: Annotated[Path, typer.Option("--out", metavar="DIR")],
+    layers: Annotated[
+        int | None, typer.Option("--layers", metavar="N", min=1, help="Keep the first N layers only.")
+    ] = None,
     name: Annotated[
         str | None, typer.Option("--name", metavar="NAME", help="What manifests call it.")
     ] = None,
@@ -453,7 +456,7 @@ def export_encoder(
     """Turn a sentence-transformers model into an int8 ONNX encoder, and measure how well it agrees."""
     from training.export import export_encoder as run
 
-    agreement = run(model, out, name=name, source=source)
+    agreement = run(model, out, layers=layers, name=name, source=source)
     _console().print(
         f"{out}: mean cosine with the original {agreement.mean:.4f}, worst {agreement.worst:.4f}, over {agreement.n} texts",
         highlight=False,
@@ -530,7 +533,7 @@ def _encoder(location: str | None) -> Encoder:
     from router.bundle import default_encoders_dir
     from router.features import load_encoder
 
-    return load_encoder(location or default_encoders_dir() / "all-MiniLM-L6-v2-int8")
+    return load_encoder(location or default_encoders_dir() / "all-MiniLM-L6-v2-3-layers-int8")
 
 
 def _predictor(bundle: Path) -> Predictor:

@@ -31,9 +31,9 @@ from training.dataset import split_folds
 
 Floats = NDArray[np.float64]
 
-PROJECTION_AXES = 128
+PROJECTION_AXES = 64
 KNOTS = 6
-RIDGE = 100.0
+RIDGE = 1000.0
 # How far stacking weights are drawn to equal ones, in units of a part's variance.
 STACK_SHRINKAGE = 0.3
 INNER_FOLDS = 5
@@ -286,8 +286,8 @@ def _fit_words(
 def _fit_neighbours(
     features: Features, quality: Floats, weight: Floats, arrays: Arrays, seed: int
 ) -> dict[str, Array]:
-    # The square root of n, a rule of thumb that does well from 1,000 rows to 14,000.
-    k = int(np.clip(round(np.sqrt(len(features))), 10, 128))
+    # Twice the square root of n: a gain is noisier than either quality, and wants more neighbours than usual.
+    k = int(np.clip(2 * round(np.sqrt(len(features))), 20, 256))
     return {
         "neighbours.projection": unit_rows(project(features.embedding, arrays)).astype(np.float16),
         "neighbours.quality": quality.astype(np.float16),

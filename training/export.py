@@ -34,16 +34,20 @@ class Agreement:
     worst: float
 
 
-def export_encoder(model: str, out: Path, *, name: str | None = None, source: str | None = None) -> Agreement:
+def export_encoder(
+    model: str, out: Path, *, layers: int | None = None, name: str | None = None, source: str | None = None
+) -> Agreement:
     """Export a sentence-transformers model (a path or a hub's name) into the directory ``out``.
 
     The directory appears complete or not at all. ``name`` and ``source`` go into its description; by default they are
-    the last part of ``model``, and ``model`` itself.
+    the last part of ``model``, and ``model`` itself. ``layers`` keeps the first transformer layers only: what tells
+    hard prompts from easy ones is read as well, or better, from the middle of a sentence encoder (training/EXPERIMENTS.md),
+    in a fraction of the time.
 
     Raises
     ------
     EncoderError
-        The model cannot be loaded, pools in a way that is not supported, or its int8 form agrees with the
+        The model cannot be loaded, has fewer layers, pools in a way that is not supported, or its int8 form agrees with the
         original at a mean cosine below ``MINIMUM_AGREEMENT``.
     """
     try:
@@ -58,6 +62,8 @@ def export_encoder(model: str, out: Path, *, name: str | None = None, source: st
         original = SentenceTransformer(model, device="cpu")
     except Exception as error:  # the library raises whatever its loaders raise
         raise EncoderError(f"{model}: cannot be loaded ({type(error).__name__}: {error})") from None
+    if layers is not None:
+        _truncate(original, layers)
     config = EncoderConfig(
         name=name or Path(model).name,
         dimension=int(original.get_embedding_dimension() or 0),
@@ -94,6 +100,17 @@ def measure_agreement(original: Any, encoder: OnnxEncoder, texts: Sequence[str])
         b = encoder.encode(text).astype(np.float64)
         cosines.append(float(a @ b / (np.linalg.norm(a) * np.linalg.norm(b))))
     return Agreement(n=len(cosines), mean=float(np.mean(cosines)), worst=float(np.min(cosines)))
+
+
+def _truncate(original: Any, layers: int) -> None:
+    transformer = original[0].auto_model
+    stack = getattr(getattr(transformer, "encoder", None), "layer", None)
+    if stack is None:
+        raise EncoderError("--layers: this model keeps its layers where they are not looked for (encoder.layer)")
+    if not 1 <= layers <= len(stack):
+        raise EncoderError(f"--layers {layers}: the model has {len(stack)} layers")
+    transformer.encoder.layer = stack[:layers]
+    transformer.config.num_hidden_layers = layers
 
 
 def _pooling(original: Any) -> str:
