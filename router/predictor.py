@@ -91,9 +91,7 @@ class Prediction:
         return chosen
 
     def choose_by_value(self, cost: ArrayLike, lam: float) -> NDArray[np.intp]:
-        """Shape (n,): the index of the target with the highest gain − ``lam`` · cost; of equals the cheapest.
-
-        The gain stands for the quality, from which it differs by the same amount for all targets of a prompt.
+        """Shape (n,): the index of the target with the highest quality − ``lam`` · cost; of equals the cheapest.
 
         Parameters
         ----------
@@ -102,7 +100,7 @@ class Prediction:
         lam : float
             Quality that a dollar must buy, at least 0: at 50, a cent must gain half an answer. At 0 the best target is taken.
         """
-        return choose_by_value(self.gain, cost, lam)
+        return choose_by_value(self.quality, cost, lam)
 
 
 def choose_by_value(expected: Floats, cost: ArrayLike, lam: float) -> NDArray[np.intp]:

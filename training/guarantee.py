@@ -30,7 +30,7 @@ Floats = NDArray[np.float64]
 # Thresholds that are tried: at these strong shares of the calibration rows, from 1 downwards.
 STEPS = 100
 # The same for several targets: thresholds from 0, where the fewest are expected to lose, to 1.
-LADDER_STEPS = 200
+LADDER_STEPS = 100
 # A bet risks at most this share of the capital that a single row could take.
 _LARGEST_BET = 0.75
 

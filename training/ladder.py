@@ -271,7 +271,9 @@ def evaluate_targets(
     singles = Singles.of(rows)
     sweeps = {"learned": threshold_sweep(prediction)}
     if (cost := singles.mean_cost) is not None:
-        sweeps["learned_value"] = value_sweep(prediction.gain, np.broadcast_to(cost, prediction.gain.shape))
+        sweeps["learned_value"] = value_sweep(
+            prediction.quality, np.broadcast_to(cost, prediction.quality.shape)
+        )
     chosen = prediction.choose(predictor.threshold)
 
     def report(part: NDArray[np.bool_]) -> LadderReport:
@@ -329,7 +331,8 @@ def _fold(
     with threadpool_limits(limits=1):  # folds run beside one another
         estimator = QualityEstimator(inside.targets, parts=parts, seed=seed)
         estimator.fit(seen, inside.quality, inside.groups, source_weights(inside.sources))
-        found = {"learned": estimator.predict(asked).gain, "cost": costs}
+        prediction = estimator.predict(asked)
+        found = {"gain": prediction.gain, "quality": prediction.quality, "cost": costs}
         embeddings = seen.embedding, asked.embedding
         found["knn"] = nearest_neighbours(inside, *embeddings)
         priced = np.isfinite(inside.cost).all(axis=1)
@@ -351,9 +354,9 @@ def _sweeps(
     found: Mapping[str, Floats], targets: tuple[str, ...], pair: tuple[str, str] | None
 ) -> dict[str, Sweep]:
     cost = found["cost"]
-    sweeps = {"learned": threshold_sweep(_expecting(targets, found["learned"]))}
+    sweeps = {"learned": threshold_sweep(_expecting(targets, found["gain"]))}
     if np.isfinite(cost).all():
-        sweeps["learned_value"] = value_sweep(found["learned"], cost)
+        sweeps["learned_value"] = value_sweep(found["quality"], cost)
         sweeps["knn"] = value_sweep(found["knn"], cost)
         sweeps["clusters"] = value_sweep(found["clusters"], found["clusters_cost"])
     else:

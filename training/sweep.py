@@ -262,7 +262,9 @@ def _area(cost: Floats, quality: Floats, single_cost: Floats, single_quality: Fl
     cheapest, dearest = int(single_cost.argmin()), float(single_cost.max())
     x = np.concatenate(([single_cost[cheapest]], np.maximum(cost, single_cost[cheapest])))
     y = np.concatenate(([single_quality[cheapest]], quality))
-    inside = x <= dearest
+    # The dearest target alone is inside, however its mean was rounded.
+    inside = x <= dearest * (1 + 1e-9)
+    x = np.minimum(x, dearest)
     # Past its dearest setting a router stays as good as it is.
     level = float(y[inside].max())
     return aiq(np.append(x[inside], dearest), np.append(y[inside], level))
