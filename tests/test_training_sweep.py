@@ -72,6 +72,7 @@ def test_figures_by_hand() -> None:
     assert found.cost_save == pytest.approx(1 - 1.75 / 2)
     assert found.cost_saving_at_95 == pytest.approx(1 - 1.75 / 2)
     assert found.shares_at_95 == (0.25, 0.75, 0.0)
+    assert found.setting_at_95 == 1.0
     # From 1 to 5 dollars: up to .75 at 1.75, up to 1 at 2.5, then level.
     area = 0.75 * 0.5 + 0.75 * 0.875 + 2.5 * 1.0
     assert found.aiq == pytest.approx(area / 4)
@@ -94,6 +95,15 @@ def test_without_costs_there_are_no_dollars_and_no_area() -> None:
     assert (found.aiq, found.aiq_ci, found.cost, found.cost_save, found.cost_saving_at_95) == (None,) * 5
     assert found.quality == 1.0
     assert found.shares_at_95 == (0.5, 0.5)
+
+
+def test_undefined_figures_are_null_in_json() -> None:
+    nothing = sweep_figures(
+        Sweep(np.zeros(1), np.array([[0, 1]])), singles(np.zeros((2, 2)), np.array([1.0, 1.0]))
+    )
+    assert np.isnan(nothing.perf_gain)
+    assert nothing.as_dict()["perf_gain"] is None
+    assert (nothing.aiq, nothing.aiq_ci) == (None, None)  # there is no range of costs
 
 
 def test_dollars_are_told_over_priced_rows() -> None:

@@ -202,7 +202,8 @@ def crossval_targets(
 ) -> LadderReport:
     """Cross-validate routers over all targets of a dataset.
 
-    Without costs there is no rule *value*: kNN is then swept over the threshold, and clusters are left out.
+    Nested figures pick each fold's setting on the held-out rows of the other folds. The rule *value* takes the mean costs of
+    the training rows. Without costs there is no such rule: kNN is then swept over the threshold, and clusters are left out.
 
     Parameters
     ----------

@@ -116,8 +116,10 @@ class LadderFigures:
         Mean quality and US dollars a request at the setting of the best quality.
     cost_saving_at_95 : float or None
         The best single target's dollars saved at 95 % of its quality.
+    setting_at_95 : float or None
+        The threshold or λ there; None where no setting has that quality, as for the shares.
     shares_at_95 : tuple of float, or None
-        Share of calls to each target there; None where no setting has that quality.
+        Share of calls to each target there.
     nested_quality, nested_cost_saving : float or None
         Quality and saving with that setting picked on other rows, where that was measured: what a user gets.
 
@@ -131,13 +133,17 @@ class LadderFigures:
     quality: float
     cost: float | None
     cost_saving_at_95: float | None
+    setting_at_95: float | None
     shares_at_95: tuple[float, ...] | None
     nested_quality: float | None = None
     nested_cost_saving: float | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return dataclasses.asdict(self)
+        """For JSON, which has no NaN: None stands for it."""
+        return {
+            name: None if isinstance(value, float) and math.isnan(value) else value
+            for name, value in dataclasses.asdict(self).items()
+        }
 
 
 @dataclass(frozen=True)
@@ -223,6 +229,7 @@ def sweep_figures(
         cost_saving_at_95=None
         if cost is None or bar is None
         else _known(cost_save(cost, quality, single_cost, QUALITY_BAR * single)),
+        setting_at_95=None if bar is None else float(sweep.settings[bar]),
         shares_at_95=None if bar is None else shares(sweep.choice[bar], singles.quality.shape[1]),
     )
 
@@ -272,7 +279,7 @@ def _area(cost: Floats, quality: Floats, single_cost: Floats, single_quality: Fl
 
 def _area_interval(
     sweep: Sweep, by_row: Floats, singles: Singles, groups: ArrayLike | None, seed: int
-) -> tuple[float, float]:
+) -> tuple[float, float] | None:
     spent, priced = sweep.taken(singles.cost), singles.priced
     areas = []
     for count in bootstrap_counts(len(priced), groups, RESAMPLES, seed):
@@ -281,6 +288,10 @@ def _area_interval(
             continue
         paid = paid / paid.sum()
         areas.append(_area(spent @ paid, by_row @ weight, paid @ singles.cost, weight @ singles.quality))
+    # Of few rows a draw may hold only such as cost the same at every target.
+    areas = [area for area in areas if not math.isnan(area)]
+    if not areas:
+        return None
     low, high = np.percentile(areas, [2.5, 97.5])
     return float(low), float(high)
 

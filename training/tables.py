@@ -53,6 +53,7 @@ def _ladder_table(report: LadderReport, title: str) -> Table:
         "quality",
         "$ per 1,000",
         "$ saved @95 %",
+        "setting",
         "nested",
         "quality",
     ):
@@ -68,6 +69,7 @@ def _ladder_table(report: LadderReport, title: str) -> Table:
             f"{figures.quality:.4f}",
             "–" if figures.cost is None else f"{1000 * figures.cost:.4g}",
             _percent(figures.cost_saving_at_95),
+            "–" if not figures.setting_at_95 else f"{figures.setting_at_95:.4g}",
             _percent(figures.nested_cost_saving),
             "–" if figures.nested_quality is None or not single else f"{figures.nested_quality / single:.1%}",
             style="bold" if name.startswith("learned") else None,
@@ -123,7 +125,8 @@ def _number(value: float, digits: int) -> str:
 
 
 def _percent(value: float | None) -> str:
-    return "–" if value is None or math.isnan(value) else f"{value:.1%}"
+    # Without the rounding what is zero but for the last bit would bear a sign.
+    return "–" if value is None or math.isnan(value) else f"{round(value, 9) + 0.0:.1%}"
 
 
 def _ratio(quality: float | None, strong: float) -> str:
