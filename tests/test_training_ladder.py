@@ -71,6 +71,8 @@ def test_crossval_of_three_targets(rows: Labelled) -> None:
         # The bar is .95, but the luckiest of many settings on 200 rows is less lucky on the others.
         assert found.nested_quality / max(report.mean_quality) > 0.8
         assert 0 < found.nested_cost_saving <= 1
+    assert methods["learned_value"].setting_at_95 is not None
+    assert methods["zero"].as_dict()["setting_at_95"] is None
     assert methods["best_single"].perf_gain == pytest.approx(0.0)
     assert methods["best_single"].cost_save == pytest.approx(0.0)
     assert methods["oracle"].quality == pytest.approx(rows.quality.max(axis=1).mean())

@@ -412,18 +412,19 @@ def _report(rows: Dataset, methods: Mapping[str, LadderFigures], singles: Single
     n, count = singles.quality.shape
     alone = np.tile(np.arange(count)[:, None], (1, n))
     means = singles.mean_cost
+    unset = np.full(count, np.nan)
     # The cheapest best target of each row, and on the way to the cheapest what its quality is worth.
-    ideal = Sweep(np.zeros(1), _cheapest_best(singles.quality, means)[None])
+    ideal = Sweep(unset[:1], _cheapest_best(singles.quality, means)[None])
     if means is not None:
         worth = value_sweep(singles.quality, np.broadcast_to(means, singles.quality.shape))
         ideal = Sweep(np.append(0.0, worth.settings), np.vstack([ideal.choice, worth.choice]))
     best = np.full((1, n), singles.best)
     drawn = np.random.default_rng(seed).integers(count, size=(1, n))
     untrained = {
-        "best_single": Sweep(np.zeros(1), best),
+        "best_single": Sweep(unset[:1], best),
         # Mixing targets at random reaches every point between theirs: the hull of the single targets.
-        "zero": Sweep(np.arange(count, dtype=np.float64), alone),
-        "random": Sweep(np.zeros(1), drawn),
+        "zero": Sweep(unset, alone),
+        "random": Sweep(unset[:1], drawn),
         "oracle": ideal,
     }
     figures = {

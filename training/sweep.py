@@ -36,7 +36,7 @@ class Sweep:
     Attributes
     ----------
     settings : ndarray, shape (K,)
-        Rising thresholds, or rising λ in quality per US dollar.
+        Rising thresholds, or rising λ in quality per US dollar; NaN for a router without a setting.
     choice : ndarray, shape (K, n)
         Indices of targets.
     """

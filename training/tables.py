@@ -69,7 +69,7 @@ def _ladder_table(report: LadderReport, title: str) -> Table:
             f"{figures.quality:.4f}",
             "–" if figures.cost is None else f"{1000 * figures.cost:.4g}",
             _percent(figures.cost_saving_at_95),
-            "–" if not figures.setting_at_95 else f"{figures.setting_at_95:.4g}",
+            _setting(figures.setting_at_95),
             _percent(figures.nested_cost_saving),
             "–" if figures.nested_quality is None or not single else f"{figures.nested_quality / single:.1%}",
             style="bold" if name.startswith("learned") else None,
@@ -122,6 +122,10 @@ def _cells(figures: MethodFigures) -> list[str]:
 
 def _number(value: float, digits: int) -> str:
     return "–" if math.isnan(value) else f"{value:.{digits}f}"
+
+
+def _setting(value: float | None) -> str:
+    return "–" if value is None or math.isnan(value) else f"{value:.4g}"
 
 
 def _percent(value: float | None) -> str:
