@@ -173,7 +173,7 @@ def _default_of_ladder(prediction: Prediction, dataset: Dataset) -> Threshold:
     try:
         chosen = ladder_for_quality(prediction, Singles.of(dataset.select(rows)), QUALITY_BAR)
     except UsageError as error:
-        return Threshold(value=0.0, how=f"the best target that is expected: {error}", rows=len(rows))
+        return Threshold(value=0.0, how=f"untuned: {error}", rows=len(rows))
     return chosen.for_manifest("out-of-fold rows")
 
 
