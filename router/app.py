@@ -281,8 +281,9 @@ class Exchange:
             headers["x-router-decision-ms"] = f"{self.decision_ms:.3f}"
             if decision.tier is not None:
                 headers["x-router-tier"] = decision.tier
-            if decision.score is not None and decision.threshold is not None:
+            if decision.score is not None:
                 headers["x-router-score"] = f"{decision.score:.6g}"
+            if decision.threshold is not None:
                 headers["x-router-threshold"] = f"{decision.threshold:.6g}"
         return headers
 

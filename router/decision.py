@@ -48,7 +48,8 @@ class Decision:
     tier, mode : str or None
         The tier that decided (none where pinned), and the mode that the client gave, even an unknown one.
     score, threshold : float or None
-        Where predicted: the gain of the best target over the cheapest, and the loss of quality allowed.
+        Where predicted: the gain of the best target over the cheapest, and the loss of quality allowed; no threshold
+        where the tier weighs quality against dollars.
     """
 
     target: str
@@ -97,7 +98,7 @@ def decide(facts: RequestFacts, policy: Policy, prediction: Prediction | None = 
         if prediction is None:
             raise ValueError("this request needs a prediction")
         reason = "predicted"
-        target, score, threshold = _predicted(tier, prediction, facts.threshold)
+        target, score, threshold = _predicted(tier, policy, prediction, facts.threshold)
     return Decision(target, policy.targets[target].model, reason, address.tier, mode, score, threshold)
 
 
@@ -120,13 +121,20 @@ def _choice(tier: Tier, mode: str | None) -> tuple[str, Reason]:
     return tier.default, "default"
 
 
-def _predicted(tier: Tier, prediction: Prediction, override: float | None) -> tuple[str, float, float]:
+def _predicted(
+    tier: Tier, policy: Policy, prediction: Prediction, override: float | None
+) -> tuple[str, float, float | None]:
+    """Target, score and the threshold, where that decided. A client's own threshold decides by threshold."""
     predict = tier.predict
     assert predict is not None
+    score = float(prediction.score[0])
+    names = [predict.targets[name] for name in prediction.targets]
+    if predict.quality_per_dollar is not None and predict.tokens is not None and override is None:
+        costs = policy.costs(names, predict.tokens)
+        return names[int(prediction.choose_by_value(costs, predict.quality_per_dollar)[0])], score, None
     assert predict.threshold is not None
     threshold = predict.threshold if override is None else override
-    index = int(prediction.choose(threshold)[0])
-    return predict.targets[prediction.targets[index]], float(prediction.score[0]), threshold
+    return names[int(prediction.choose(threshold)[0])], score, threshold
 
 
 def _listed(names: Sequence[str], limit: int = 30) -> str:

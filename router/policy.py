@@ -114,23 +114,38 @@ class Target(_Section):
         return self
 
 
+class Tokens(_Section):
+    """Tokens of a typical request and its answer."""
+
+    input: Annotated[int, Field(ge=0)]
+    output: Annotated[int, Field(ge=0)]
+
+
 class Predict(_Section):
-    """Which target stands for which of the bundle's, and the threshold in force.
+    """Which target stands for which of the bundle's, and by which rule one is taken.
 
     ``weak`` and ``strong`` name the two of a pair; ``targets`` maps the bundle's names, where there are more.
     Without a threshold, the bundle's own counts.
+
+    With ``quality_per_dollar`` (λ) it is not the threshold that decides: the target of the highest expected quality −
+    λ · dollars is taken. The dollars are the targets' ``prices`` for a request of ``tokens``. At 50, a cent must gain half an
+    answer.
     """
 
     weak: Name | None = None
     strong: Name | None = None
     targets: Mapping[str, Name] = Field(default_factory=dict)
     threshold: Threshold | None = None
+    quality_per_dollar: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+    tokens: Tokens | None = None
 
     @model_validator(mode="after")
     def _one_form(self) -> Predict:
         pair = self.weak is not None and self.strong is not None
         if pair == bool(self.targets) or (self.weak is None) != (self.strong is None):
             raise ValueError("give weak and strong, or targets")
+        if (self.quality_per_dollar is None) != (self.tokens is None):
+            raise ValueError("quality_per_dollar and tokens go together")
         return self
 
     def named(self) -> tuple[str, ...]:
@@ -252,6 +267,11 @@ class Policy(_Section):
                 return self._address(name)
         return None
 
+    def costs(self, names: Sequence[str], tokens: Tokens) -> list[float]:
+        """US dollars that a request of so many tokens costs at each target; these have prices."""
+        prices = [self.targets[name].prices for name in names]
+        return [price.cost(input=tokens.input, output=tokens.output) for price in prices if price is not None]
+
     def names(self) -> list[str]:
         """What a client can ask for by ``model``: tiers, targets, and aliases that are not patterns."""
         auto = [AUTO] if self.default_tier is not None and AUTO not in self.tiers else []
@@ -290,7 +310,12 @@ def _bound(tier: str, predict: Predict, targets: Sequence[str], threshold: float
             "name one for each under targets"
         )
     in_force = predict.threshold if predict.threshold is not None else threshold
-    return Predict(targets=mapping, threshold=in_force)
+    return Predict(
+        targets=mapping,
+        threshold=in_force,
+        quality_per_dollar=predict.quality_per_dollar,
+        tokens=predict.tokens,
+    )
 
 
 def default_policy_path() -> Path:
@@ -386,7 +411,7 @@ def _place(path: Path, where: Loc, lines: Mapping[Loc, int]) -> str:
 
 _KEYS = frozenset(
     field
-    for section in (Policy, Target, Prices, Predict, Tier, Limits, Server)
+    for section in (Policy, Target, Prices, Predict, Tokens, Tier, Limits, Server)
     for field in section.model_fields
 )
 _WORDS = {
@@ -428,6 +453,10 @@ def _wrong_references(policy: Policy) -> Iterator[tuple[Loc, str]]:
         for where, target in chosen:
             if target != PREDICT and target not in policy.targets:
                 yield (*at, *where), f"no target is named {target}; there are {targets}"
+        if tier.predict is not None and tier.predict.quality_per_dollar is not None:
+            for target in tier.predict.named():
+                if target in policy.targets and policy.targets[target].prices is None:
+                    yield (*at, "predict", "quality_per_dollar"), f"target {target} has no prices"
     if policy.default_tier is None and policy.tiers:
         yield ("default_tier",), f"is missing; the tiers are {', '.join(policy.tiers)}"
     elif policy.default_tier is not None and policy.default_tier not in policy.tiers:

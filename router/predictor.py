@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from router.bundle import (
     Bundle,
@@ -89,6 +89,27 @@ class Prediction:
         best = 1 + self.gain[:, 1:].argmax(axis=1)
         chosen: NDArray[np.intp] = np.where(within.any(axis=1), within.argmax(axis=1), best)
         return chosen
+
+    def choose_by_value(self, cost: ArrayLike, lam: float) -> NDArray[np.intp]:
+        """Shape (n,): the index of the target with the highest quality − ``lam`` · cost; of equals the cheapest.
+
+        Parameters
+        ----------
+        cost : array_like, shape (T,) or (n, T)
+            US dollars a request.
+        lam : float
+            Quality that a dollar must buy, at least 0: at 50, a cent must gain half an answer. At 0 the best target is taken.
+        """
+        return choose_by_value(self.quality, cost, lam)
+
+
+def choose_by_value(expected: Floats, cost: ArrayLike, lam: float) -> NDArray[np.intp]:
+    """Shape (n,): where expected quality, shape (n, T), less ``lam`` times the cost is highest.
+
+    As :meth:`Prediction.choose_by_value`, for qualities from anywhere. Of equals the first target is taken.
+    """
+    chosen: NDArray[np.intp] = (expected - lam * np.asarray(cost, dtype=np.float64)).argmax(axis=1)
+    return chosen
 
 
 class Predictor:

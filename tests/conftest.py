@@ -106,6 +106,39 @@ def tiny_predictor(tiny_bundle: Path) -> Predictor:
     return load_predictor(tiny_bundle)
 
 
+@pytest.fixture(scope="session")
+def ladder_rows(sample_rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows labelled with the cheapest of three targets that suffices: low where the sample's weak model did."""
+
+    def sufficient(row: dict[str, Any], i: int) -> str:
+        if row["quality"]["weak"] >= 0.5 and i % 8:
+            return "low"
+        return "mid" if i % 3 else "high"
+
+    return [
+        {
+            **{name: value for name, value in row.items() if name != "quality"},
+            "sufficient": sufficient(row, i),
+        }
+        for i, row in enumerate(sample_rows[:250])
+    ]
+
+
+@pytest.fixture(scope="session")
+def ladder_bundle(
+    ladder_rows: list[dict[str, Any]], encoder: OnnxEncoder, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A bundle for low, mid and high, trained on the first 150 of these rows; not to be written to."""
+    from training.dataset import load_dataset
+    from training.train import features_of, fit
+
+    folder = tmp_path_factory.mktemp("ladder")
+    write_jsonl(folder / "rows.jsonl", ladder_rows[:TINY_ROWS])
+    dataset = load_dataset([folder / "rows.jsonl"], ladder=("low", "mid", "high"))
+    fit(dataset, features_of(dataset, encoder), encoder, folder / "bundle", parts=("linear",))
+    return folder / "bundle"
+
+
 def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> None:
     path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
 

@@ -5,6 +5,7 @@ import logging
 import socket
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -14,7 +15,9 @@ from running import ENVIRONMENT, Running, WordPredictor, policy, running
 
 from router.app import Gateway, create_app
 from router.errors import PolicyError
-from router.predictor import Prediction
+from router.features import prompt_from_text
+from router.policy import Policy
+from router.predictor import Prediction, load_predictor
 
 # litellm's own, at the first stream.
 pytestmark = [
@@ -361,6 +364,66 @@ def test_three_targets_go_to_the_cheapest_within_the_threshold() -> None:
     with serve(create_app(gateway=gateway)) as url:
         answer = httpx.post(f"{url}/v1/route", json={"prompt": "x"}).json()
     assert (answer["target"], answer["score"], answer["threshold"]) == ("echo", 0.35, 0.1)
+
+
+def test_a_trained_bundle_of_three_targets_routes_and_dispatches(ladder_bundle: Path) -> None:
+    from provider import provider, serve
+
+    predictor = load_predictor(ladder_bundle)
+    names = {"low": "cheap", "mid": "small", "high": "frontier"}
+    prices = {"cheap": {"input": 0, "output": 1}, "small": {"input": 0, "output": 2}}
+
+    def target(name: str, base: str) -> dict[str, Any]:
+        price = prices.get(name, {"input": 5, "output": 25})
+        return {
+            "model": f"openai/{name}",
+            "api_base": base,
+            "api_key_env": "TEST_PROVIDER_KEY",
+            "prices": price,
+        }
+
+    question = "Prove that there are infinitely many primes."
+    quality = dict(
+        zip(predictor.targets, predictor.predict([prompt_from_text(question)]).quality[0], strict=True)
+    )
+    with provider() as upstream:
+        targets = {name: target(name, upstream.url) for name in names.values()}
+        tiers = {
+            "auto": {"predict": {"targets": names}},
+            "best": {"predict": {"targets": names, "threshold": 0}},
+            "free": {"predict": {"targets": names, "threshold": 1}},
+            "worth": {
+                "predict": {
+                    "targets": names,
+                    "quality_per_dollar": 1e6,
+                    "tokens": {"input": 100, "output": 100},
+                }
+            },
+        }
+        own = Policy.model_validate(
+            {"version": 1, "targets": targets, "tiers": tiers, "default_tier": "auto"}
+        )
+        with serve(create_app(gateway=Gateway(own, predictor, ENVIRONMENT))) as url:
+
+            def ask(path: str, tier: str) -> httpx.Response:
+                body = {"model": tier, "messages": [{"role": "user", "content": question}]}
+                return httpx.post(url + path, json=body)
+
+            for tier in tiers:
+                routed, chat = ask("/v1/route", tier).json(), ask(CHAT, tier)
+                assert chat.status_code == 200
+                assert chat.headers["x-router-target"] == routed["target"] == upstream.last.body["model"]
+                assert float(chat.headers["x-router-score"]) == pytest.approx(routed["score"], rel=1e-5)
+                assert routed["bundle"] == predictor.name
+                if tier == "worth":
+                    assert routed["threshold"] is None
+                    assert "x-router-threshold" not in chat.headers
+            assert ask("/v1/route", "free").json()["target"] == "cheap"
+            assert ask("/v1/route", "worth").json()["target"] == "cheap"
+            assert ask("/v1/route", "auto").json()["threshold"] == predictor.threshold
+            chosen = predictor.targets[int(predictor.predict([prompt_from_text(question)]).choose(0.0)[0])]
+            assert ask("/v1/route", "best").json()["target"] == names[chosen] != "cheap"
+            assert quality["high"] > quality["low"]
 
 
 def test_a_bundle_that_does_not_fit_the_policy_is_an_error() -> None:

@@ -87,6 +87,48 @@ def test_predicted(gain: float, override: float | None, target: str, threshold: 
     assert (decision.target, decision.score, decision.threshold) == (target, gain, threshold)
 
 
+BY_VALUE = Policy.model_validate(
+    {
+        "version": 1,
+        "targets": {
+            "cheap": {"model": "a/a", "prices": {"input": 0, "output": 1}},
+            "mid": {"model": "b/b", "prices": {"input": 1, "output": 2}},
+            "frontier": {"model": "c/c", "prices": {"input": 5, "output": 20}},
+        },
+        "tiers": {
+            "auto": {
+                "predict": {
+                    "targets": {"small": "cheap", "medium": "mid", "large": "frontier"},
+                    "quality_per_dollar": 20,
+                    "tokens": {"input": 1000, "output": 500},
+                }
+            }
+        },
+        "default_tier": "auto",
+    }
+).bound_to(("small", "medium", "large"), 0.3)
+
+
+@pytest.mark.parametrize(
+    ("gains", "target"),
+    [
+        # A request costs .0005, .002 and .015 dollars: at 20 a dollar .01, .04 and .3 of quality.
+        ((0.02, 0.28), "cheap"),
+        ((0.04, 0.28), "mid"),
+        ((0.04, 0.31), "frontier"),
+    ],
+)
+def test_quality_against_dollars(gains: tuple[float, float], target: str) -> None:
+    gain = np.array([[0.0, *gains]])
+    three = Prediction(("small", "medium", "large"), 0.3 + gain, gain)
+    decision = decide(RequestFacts(), BY_VALUE, three)
+    assert (decision.target, decision.reason) == (target, "predicted")
+    assert (decision.score, decision.threshold) == (gains[1], None)
+    # A client's threshold is the other rule.
+    decision = decide(RequestFacts(threshold=0.5), BY_VALUE, three)
+    assert (decision.target, decision.threshold) == ("cheap", 0.5)
+
+
 def test_an_unknown_model_is_404_and_names_what_there_is() -> None:
     with pytest.raises(RequestError, match="'gpt-9' does not exist; there are: auto, mixed, cheap") as caught:
         decide(RequestFacts("gpt-9"), POLICY)

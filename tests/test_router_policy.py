@@ -137,6 +137,29 @@ def test_a_bundle_that_does_not_fit(whole: Policy, targets: tuple[str, ...], mes
         whole.bound_to(targets, 0.3)
 
 
+BY_VALUE = ", quality_per_dollar: 50, tokens: {input: 800, output: 300}}"
+
+
+def test_quality_against_dollars(tmp_path: Path, whole: Policy) -> None:
+    frontier = "prices: {input: 5, output: 25}, api_key_env: ANTHROPIC"
+    text = WHOLE.replace(", threshold: 0.12}", BY_VALUE).replace("api_key_env: ANTHROPIC", frontier)
+    policy = load_policy(written(tmp_path, text)).bound_to(("a", "b"), 0.3)
+    predict = policy.tiers["auto"].predict
+    assert predict is not None
+    assert predict.tokens is not None
+    assert (predict.quality_per_dollar, predict.threshold) == (50, 0.3)
+    assert policy.costs(["cheap", "frontier"], predict.tokens) == pytest.approx([3e-4, 1.15e-2])
+    with pytest.raises(
+        PolicyError, match=r":17: tiers\.auto\.predict.quality_per_dollar: target frontier has no"
+    ):
+        load_policy(written(tmp_path, WHOLE.replace(", threshold: 0.12}", BY_VALUE)))
+    alone = WHOLE.replace("threshold: 0.12", "quality_per_dollar: 50")
+    with pytest.raises(
+        PolicyError, match=r":17: tiers\.auto\.predict: quality_per_dollar and tokens go together"
+    ):
+        load_policy(written(tmp_path, alone))
+
+
 def test_missing_keys_are_one_line_each(whole: Policy) -> None:
     lines = whole.missing_keys({"OPENAI_API_KEY": "sk-x", "ANTHROPIC_API_KEY": ""})
     assert lines == ["ANTHROPIC_API_KEY is not set: requests to frontier will be answered with 401"]

@@ -108,6 +108,23 @@ def test_three_targets_by_hand() -> None:
     assert found.choose(-0.5).tolist() == [2, 2, 2, 2, 1]
 
 
+def test_by_value_three_targets_by_hand() -> None:
+    quality = np.array([[0.4, 0.6, 0.65], [0.5, 0.4, 1.0]])
+    found = Prediction(("a", "b", "c"), quality, np.zeros((2, 3)))
+    cost = [0.001, 0.002, 0.012]
+    assert found.choose_by_value(cost, 0.0).tolist() == [2, 2]
+    # .05 more for a cent more: not worth it from 5 a dollar up; .2 for a tenth of a cent is up to 200.
+    assert found.choose_by_value(cost, 4.9).tolist() == [2, 2]
+    assert found.choose_by_value(cost, 5.1).tolist() == [1, 2]
+    assert found.choose_by_value(cost, 46.0).tolist() == [1, 0]
+    assert found.choose_by_value(cost, 201.0).tolist() == [0, 0]
+    # A cost a prompt, and the first of equals.
+    assert found.choose_by_value([cost, [0.0, 0.0, 9.0]], 1.0).tolist() == [2, 0]
+    assert found.choose_by_value([1.0, 1.0, 1.0], 3.0).tolist() == [2, 2]
+    even = Prediction(("a", "b", "c"), np.full((1, 3), 0.5), np.zeros((1, 3)))
+    assert even.choose_by_value([1.0, 1.0, 1.0], 3.0).tolist() == [0]
+
+
 def test_no_prompts_no_predictions(tiny_predictor: Predictor) -> None:
     found = tiny_predictor.predict([])
     assert found.quality.shape == found.gain.shape == (0, 2)

@@ -288,11 +288,113 @@ def test_fit_orders_targets_by_price(run: Run, sample_rows: list[dict[str, Any]]
     status, _, err = run("fit", "three.jsonl", "--targets", "a, b,c", "--prices", "prices.yaml", "--out", "b")
     assert status == 0, err
     assert read_manifest(tmp_path / "b").targets == ("b", "c", "a")
-    # Neither of the two commands for a pair takes it.
-    for command in (("evaluate",), ("tune", "--quality", ".9")):
-        status, _, err = run(command[0], "b", "three.jsonl", *command[1:])
+
+
+# --- Three targets ---------------------------------------------------------------------------------------------------
+
+LADDER = ("--ladder", "low,mid,high")
+
+
+def test_fit_takes_the_targets_from_the_ladder(
+    run: Run, ladder_rows: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    write_jsonl(tmp_path / "rows.jsonl", ladder_rows[:60])
+    status, _, err = run("fit", "rows.jsonl", *LADDER, "--no-neighbours", "--out", "b")
+    assert status == 0, err
+    assert read_manifest(tmp_path / "b").targets == ("low", "mid", "high")
+    assert "best single target's" in " ".join(err.split())
+    status, _, err = run("fit", "rows.jsonl", "--targets", "low,mid,high", "--out", "b")
+    assert status == 1
+    assert "--ladder low,mid,high" in one_line(err)
+
+
+def test_a_ladder_from_labels_to_threshold(
+    run: Run, ladder_bundle: Path, ladder_rows: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    bundle = Path(shutil.copytree(ladder_bundle, tmp_path / "bundle"))
+    assert "0.95 × the best single target's" in read_manifest(bundle).thresholds["default"].how
+    write_jsonl(tmp_path / "rows.jsonl", ladder_rows[110:230])
+    status, out, err = run("evaluate", bundle, "rows.jsonl", *LADDER, "--json")
+    assert status == 0, err
+    report = strictly(out)
+    assert (report["n"], report["seen"], report["incomplete"]) == (80, 40, 0)
+    assert report["targets"] == ["low", "mid", "high"]
+    assert report["best_single"] == "high"
+    assert report["methods"]["learned"]["nested_quality"] > 0
+    assert report["methods"]["oracle"]["perf_gain"] == 0
+    assert "PerfGain" in err
+    assert "40 rows left out" in err
+
+    status, out, err = run("tune", bundle, "rows.jsonl", *LADDER, "--quality", ".8", "--write", "--json")
+    assert status == 0, err
+    tuned = strictly(out)
+    assert (tuned["n"], tuned["goal"], tuned["written"]) == (80, "quality", True)
+    assert tuned["quality"] >= 0.8 * tuned["best_single_quality"]
+    assert load_predictor(bundle).threshold == tuned["threshold"]
+    assert "written to" in err
+    sure = ("--quality", ".5", "--confidence", ".9")
+    status, out, err = run("tune", bundle, "rows.jsonl", *LADDER, *sure, "--json")
+    assert status == 0, err
+    assert "with 90% confidence" in strictly(out)["how"]
+
+
+def test_three_targets_by_cost(
+    run: Run, ladder_bundle: Path, ladder_rows: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    cost = {"low": 0.001, "mid": 0.003, "high": 0.01}
+    write_jsonl(tmp_path / "rows.jsonl", [{**row, "cost": cost} for row in ladder_rows[110:230]])
+    status, out, err = run("tune", ladder_bundle, "rows.jsonl", *LADDER, "--max-cost", "4", "--json")
+    assert status == 0, err
+    tuned = strictly(out)
+    assert tuned["cost"] <= 0.004
+    assert tuned["cost"] == pytest.approx(sum(cost[name] * share for name, share in tuned["shares"].items()))
+    assert "per 1,000 requests" in err
+    status, out, _ = run("evaluate", ladder_bundle, "rows.jsonl", *LADDER, "--json")
+    report = strictly(out)
+    assert report["methods"].keys() >= {"learned", "learned_value", "best_single", "zero", "random", "oracle"}
+    assert 0 < report["methods"]["learned"]["aiq"] < report["methods"]["oracle"]["aiq"]
+
+
+def test_goals_of_a_pair_are_not_for_three_targets(run: Run, ladder_bundle: Path, fresh_file: Path) -> None:
+    for options in (("--strong-share", ".3"), ("--quality", ".9", "--plot", "curve.png")):
+        status, _, err = run("tune", ladder_bundle, fresh_file, *options)
         assert status == 2
-        assert "3 targets" in one_line(err)
+        assert "two targets, and this one has 3; tune it by --quality or --max-cost" in one_line(err)
+
+
+def test_crossval_of_three_targets(run: Run, few_file: Path, tmp_path: Path) -> None:
+    rows = [json.loads(line) for line in few_file.read_text().splitlines()]
+    for i, row in enumerate(rows):
+        row["quality"]["mid"] = (i % 3) / 2
+        row["cost"]["mid"] = 0.00005
+    write_jsonl(tmp_path / "three.jsonl", rows)
+    targets = ("--targets", "weak,mid,strong")
+    status, out, err = run("crossval", "three.jsonl", *targets, *PAIR, "--folds", 2, "--json")
+    assert status == 0, err
+    report = strictly(out)
+    assert report["n"] == 60
+    expected = {
+        "learned",
+        "learned_value",
+        "knn",
+        "clusters",
+        "pair",
+        "best_single",
+        "zero",
+        "random",
+        "oracle",
+    }
+    assert report["methods"].keys() == expected
+    for name in expected:
+        assert name in err
+    assert "cheapest first; by the rows' mean costs that is mid,weak,strong" in err
+    assert "…" not in err
+    status, _, err = run("crossval", "three.jsonl", *targets, "--repeats", 2)
+    assert status == 2
+    assert "--repeats" in one_line(err)
+    status, _, err = run("crossval", "three.jsonl")
+    assert status == 2
+    assert "give --weak and --strong, or --targets" in one_line(err)
 
 
 WRONG_CALLS: dict[str, tuple[tuple[str, ...], str]] = {

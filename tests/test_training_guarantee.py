@@ -7,7 +7,8 @@ import pytest
 from numpy.typing import NDArray
 
 from router.errors import DatasetError, UsageError
-from training.guarantee import betting_p_values, guaranteed_threshold
+from router.predictor import Prediction
+from training.guarantee import betting_p_values, guaranteed_ladder_threshold, guaranteed_threshold
 from training.threshold import for_quality
 
 Floats = NDArray[np.float64]
@@ -106,3 +107,54 @@ def test_arguments_out_of_range_are_refused(arguments: dict[str, float], word: s
 def test_no_rows_are_an_error() -> None:
     with pytest.raises(DatasetError, match="no rows"):
         guaranteed_threshold([], [], [])
+
+
+# --- Several targets -------------------------------------------------------------------------------------------------
+
+
+class Three:
+    """Three targets of which the dearest two are equally good on the whole, each on its own half of the prompts."""
+
+    def __init__(self, seed: int, n: int) -> None:
+        rng = np.random.default_rng(seed)
+        hardness, kind = rng.random(n), rng.random(n) < 0.5
+        self.chance = np.stack([0.8 - 0.6 * hardness, 0.8 - 0.15 * kind, 0.8 - 0.15 * ~kind], axis=1)
+        gain = self.chance - self.chance[:, :1] + rng.normal(0, 0.1, self.chance.shape)
+        gain[:, 0] = 0.0
+        self.prediction = Prediction(("low", "mid", "high"), self.chance, gain)
+        self.quality = (rng.random(self.chance.shape) < self.chance).astype(np.float64)
+
+    def true_loss(self, threshold: float, share: float) -> float:
+        routed = self.chance[np.arange(len(self.chance)), self.prediction.choose(threshold)]
+        return float(share * self.chance.mean(axis=0).max() - routed.mean())
+
+
+def test_the_promise_for_three_targets_is_broken_no_oftener_than_stated() -> None:
+    truth, confidence, runs = Three(10_000, 30_000), 0.9, 60
+    found = [
+        guaranteed_ladder_threshold(
+            rows.prediction, rows.quality, share=0.95, confidence=confidence, seed=seed
+        )
+        for seed, rows in ((seed, Three(seed, 500)) for seed in range(runs))
+    ]
+    thresholds = [promise.threshold for promise in found if promise.threshold is not None]
+    assert len(thresholds) > runs / 2  # else nothing is tested
+    broken = sum(truth.true_loss(threshold, 0.95) > 0 for threshold in thresholds)
+    assert broken / runs <= 0.1 + 3 * np.sqrt(0.1 * 0.9 / runs)
+    # A threshold of twice the largest promised would break it: the promises are not empty.
+    assert truth.true_loss(2 * max(thresholds) + 0.1, 0.95) > 0
+    assert np.median(thresholds) > 0.02
+
+
+def test_few_rows_of_three_targets_promise_nothing() -> None:
+    rows = Three(0, 20)
+    found = guaranteed_ladder_threshold(rows.prediction, rows.quality, share=1.0, confidence=0.99)
+    assert found.threshold is None
+    assert "20 rows cannot promise" in found.words
+    assert found.p_value > 0.01
+    with pytest.raises(UsageError, match="confidence"):
+        guaranteed_ladder_threshold(rows.prediction, rows.quality, confidence=1.0)
+    with pytest.raises(DatasetError, match="no rows"):
+        guaranteed_ladder_threshold(
+            Prediction(("a", "b"), np.zeros((0, 2)), np.zeros((0, 2))), np.zeros((0, 2))
+        )

@@ -16,6 +16,7 @@ from training.metrics import (
     apgr,
     apply_threshold,
     cost_quality_curve,
+    cost_save,
     cpt,
     evaluate_random,
     evaluate_scores,
@@ -25,6 +26,7 @@ from training.metrics import (
     mean_figures,
     oracle_scores,
     outcome_of,
+    perf_gain,
     pgr,
     random_router_scores,
     random_strong_share_at,
@@ -272,6 +274,20 @@ def test_aiq_is_the_area_under_the_non_decreasing_hull() -> None:
     assert aiq([2.0, 0.0, 1.0], [0.1, 0.2, 0.8]) == pytest.approx((0.5 + 0.8) / 2)
     assert aiq([0.0, 0.0, 1.0], [0.1, 0.4, 0.6]) == pytest.approx(0.5)
     assert math.isnan(aiq([1.0, 1.0], [0.1, 0.2]))
+
+
+def test_perf_gain_and_cost_save_by_hand() -> None:
+    cost, quality = [1.0, 2.0, 3.0, 5.0], [0.5, 0.8, 0.84, 0.82]
+    # The best single target has .8 for 4 dollars.
+    assert perf_gain(quality, 0.8) == pytest.approx(0.05)
+    assert perf_gain([0.6, 0.72], 0.8) == pytest.approx(-0.1)
+    assert cost_save(cost, quality, 4.0, 0.8) == pytest.approx(0.5)
+    assert cost_save(cost, quality, 4.0, 0.83) == pytest.approx(0.25)
+    # Only for more dollars than it: the saving is negative. Not at all: there is none.
+    assert cost_save([5.0], [0.8], 4.0, 0.8) == pytest.approx(-0.25)
+    assert math.isnan(cost_save(cost, quality, 4.0, 0.9))
+    assert math.isnan(cost_save(cost, quality, 0.0, 0.8))
+    assert math.isnan(perf_gain(quality, 0.0))
 
 
 @dataclass(frozen=True)

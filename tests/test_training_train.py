@@ -159,11 +159,33 @@ def test_three_targets(
     assert (result.report, result.gain) == (None, None)
     predictor = load_predictor(tmp_path / "ladder")
     assert predictor.targets == ("weak", "mid", "strong")
-    assert predictor.threshold == 0.0
+    threshold = predictor.manifest.thresholds["default"]
+    assert "0.95 × the best single target's" in threshold.how
+    assert threshold.rows == 60
+    assert threshold.quality_ratio is not None
+    assert threshold.quality_ratio >= 0.95
     prediction = predictor.predict_features(tiny_features)
     assert prediction.gain.shape == (150, 3)
     assert (prediction.gain[:, 2] > prediction.gain[:, 1]).mean() > 0.9
     assert set(prediction.choose(0.1)) >= {0, 1}
+
+
+def test_three_targets_that_few_rows_have_in_common_stay_untuned(
+    sample_rows: list[dict[str, Any]], tiny_features: Features, encoder: OnnxEncoder, tmp_path: Path
+) -> None:
+    rows = [
+        {**row, "quality": {**row["quality"], "mid": (i % 3) / 2}} for i, row in enumerate(sample_rows[:110])
+    ]
+    for row in rows[:55]:
+        del row["quality"]["mid"]
+    for row in rows[100:]:
+        del row["quality"]["strong"]
+    write_jsonl(tmp_path / "rows.jsonl", rows)
+    data = load_dataset([tmp_path / "rows.jsonl"], targets=["weak", "mid", "strong"])
+    result = fit(data, tiny_features.take(np.arange(110)), encoder, tmp_path / "b", parts=("linear",))
+    threshold = result.bundle.manifest.thresholds["default"]
+    assert (threshold.value, threshold.rows) == (0.0, 110)
+    assert threshold.how.startswith("untuned")
 
 
 # --- What fit says and refuses ---------------------------------------------------------------------------------------

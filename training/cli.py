@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from router.predictor import Predictor
     from training.dataset import Dataset
     from training.evaluation import Report
+    from training.ladder import LadderReport
+    from training.ladder_threshold import LadderThreshold
 
 app = typer.Typer(
     name="router-train",
@@ -57,6 +59,15 @@ EncoderOption = Annotated[
         "--encoder",
         metavar="E",
         help="An encoder directory, or a sentence-transformers model by path or name.",
+    ),
+]
+TargetsOption = Annotated[
+    str | None, typer.Option("--targets", metavar="M,M,…", help="Three or more, cheapest first.")
+]
+LadderOption = Annotated[
+    str | None,
+    typer.Option(
+        "--ladder", metavar="M,M,…", help="For rows with 'sufficient'; the targets, where none are named."
     ),
 ]
 PricesOption = Annotated[
@@ -230,8 +241,10 @@ def label(
 @app.command()
 def crossval(
     datasets: Datasets,
-    weak: Weak,
-    strong: Strong,
+    weak: Annotated[str | None, typer.Option("--weak", metavar="M")] = None,
+    strong: Annotated[str | None, typer.Option("--strong", metavar="M")] = None,
+    targets: TargetsOption = None,
+    ladder: LadderOption = None,
     folds: Annotated[int, typer.Option("--folds", metavar="N", min=2)] = 5,
     repeats: Annotated[
         int, typer.Option("--repeats", metavar="N", min=1, help="Fold seeds to average over.")
@@ -245,10 +258,38 @@ def crossval(
     skip_bad_rows: SkipBadRows = False,
     as_json: AsJson = False,
 ) -> None:
-    """Cross-validate the router on a pair of models, beside random, prompt length, two baselines and the oracle."""
+    """Cross-validate the router on a pair of models or, with --targets, several, beside baselines and the oracle.
+
+    With --targets, --weak and --strong name a pair whose router stands beside the others.
+    """
     from training.evaluation import crossval as run
     from training.evaluation import groups_by, pair_rows
+    from training.ladder import crossval_targets
 
+    title = f"{folds} folds by {group_by}"
+    if targets or ladder:
+        if repeats > 1:
+            raise UsageError("--repeats goes with --weak and --strong alone")
+        names = _targets(None, None, targets, ladder, prices_file)
+        pair = _targets(weak, strong, None) if weak or strong else None
+        dataset = _priced(_load(datasets, names, skip_bad_rows, _steps(ladder)), prices_file)
+        _check_order(dataset)
+        groups = groups_by(dataset, group_by)
+        features = _features(dataset, _encoder(encoder))
+        with _bars() as bars:
+            bar = bars.add_task("cross-validating", total=folds)
+            measured = crossval_targets(
+                dataset,
+                features,
+                pair=(pair[0], pair[1]) if pair else None,
+                folds=folds,
+                groups=groups,
+                seed=seed,
+                progress=lambda: bars.advance(bar),
+            )
+        _show_ladder(measured, title, as_json)
+        return
+    weak, strong = _targets(weak, strong, None)
     dataset = _load(datasets, (weak, strong), skip_bad_rows)
     dataset = _priced(pair_rows(dataset, weak, strong), prices_file)
     groups = groups_by(dataset, group_by)
@@ -264,7 +305,7 @@ def crossval(
             seed=seed,
             progress=lambda: bars.advance(bar),
         )
-    _show(report, f"{folds} folds by {group_by} × {repeats}", as_json)
+    _show(report, f"{title} × {repeats}", as_json)
 
 
 @app.command()
@@ -273,12 +314,8 @@ def fit(
     out: Annotated[Path, typer.Option("--out", metavar="DIR")],
     weak: Annotated[str | None, typer.Option("--weak", metavar="M")] = None,
     strong: Annotated[str | None, typer.Option("--strong", metavar="M")] = None,
-    targets: Annotated[
-        str | None, typer.Option("--targets", metavar="M,M,…", help="Three or more, cheapest first.")
-    ] = None,
-    ladder: Annotated[
-        str | None, typer.Option("--ladder", metavar="M,M,…", help="For rows with 'sufficient'.")
-    ] = None,
+    targets: TargetsOption = None,
+    ladder: LadderOption = None,
     encoder: EncoderOption = None,
     prices_file: PricesOption = None,
     no_neighbours: Annotated[
@@ -292,15 +329,12 @@ def fit(
     from router.bundle import check_destination
     from router.predictor import PARTS
     from training.estimator import INNER_FOLDS
-    from training.prices import by_price, load_prices
     from training.train import fit as run
 
-    names = _targets(weak, strong, targets)
+    names = _targets(weak, strong, targets, ladder, prices_file)
     check_destination(out)
-    if prices_file and targets:
-        names = by_price(names, load_prices(prices_file))
-    steps = tuple(ladder.split(",")) if ladder else None
-    dataset = _priced(_load(datasets, names, skip_bad_rows, steps), prices_file)
+    dataset = _priced(_load(datasets, names, skip_bad_rows, _steps(ladder)), prices_file)
+    _check_order(dataset)
     chosen = _encoder(encoder)
     features = _features(dataset, chosen)
     parts = tuple(part for part in PARTS if not (no_neighbours and part == "neighbours"))
@@ -342,6 +376,7 @@ def evaluate(
             help="A model of the rows, named as the bundle's target; repeatable.",
         ),
     ] = None,
+    ladder: LadderOption = None,
     prices_file: PricesOption = None,
     seed: Seed = 0,
     skip_bad_rows: SkipBadRows = False,
@@ -349,10 +384,14 @@ def evaluate(
 ) -> None:
     """Measure a bundle on rows that it has not seen."""
     from training.evaluation import evaluate as run
+    from training.ladder import evaluate_targets
 
     predictor = _predictor(bundle)
-    dataset = _pair_for(predictor.targets, datasets, rename, prices_file, skip_bad_rows)
+    dataset = _rows_for(predictor.targets, datasets, rename, ladder, prices_file, skip_bad_rows)
     features = _features(dataset, predictor.encoder)
+    if len(predictor.targets) > 2:
+        _show_ladder(evaluate_targets(predictor, dataset, features, seed=seed), predictor.name, as_json)
+        return
     _show(run(predictor, dataset, features, seed=seed), predictor.name, as_json)
 
 
@@ -361,7 +400,10 @@ def tune(
     bundle: Annotated[Path, typer.Argument(metavar="BUNDLE")],
     datasets: Datasets,
     quality: Annotated[
-        float | None, typer.Option("--quality", metavar="X", help="Least share of strong's quality, as .95.")
+        float | None,
+        typer.Option(
+            "--quality", metavar="X", help="Least share of strong's (the best target's) quality, as .95."
+        ),
     ] = None,
     confidence: Annotated[
         float | None,
@@ -377,6 +419,7 @@ def tune(
         typer.Option("--max-cost", metavar="USD", help="Per 1,000 requests; needs costs or --prices."),
     ] = None,
     rename: Annotated[list[str] | None, typer.Option("--rename", metavar="OLD=NEW")] = None,
+    ladder: LadderOption = None,
     prices_file: PricesOption = None,
     write: Annotated[bool, typer.Option("--write", help="Make it the bundle's threshold.")] = False,
     plot: Annotated[
@@ -386,6 +429,7 @@ def tune(
     as_json: AsJson = False,
 ) -> None:
     """Choose the threshold by quality, strong share or cost, on rows that the bundle has not seen."""
+    from training.ladder_threshold import tune_targets
     from training.train import as_threshold, write_threshold
     from training.train import tune as run
 
@@ -394,8 +438,26 @@ def tune(
     if confidence is not None and quality is None:
         raise UsageError("--confidence goes with --quality")
     predictor = _predictor(bundle)
-    dataset = _pair_for(predictor.targets, datasets, rename, prices_file, skip_bad_rows)
+    several = len(predictor.targets) > 2
+    if several and (strong_share is not None or plot is not None):
+        option = "--plot" if strong_share is None else "--strong-share"
+        raise UsageError(
+            f"{option} is for bundles with two targets, and this one has {len(predictor.targets)}; "
+            "tune it by --quality or --max-cost"
+        )
+    dataset = _rows_for(predictor.targets, datasets, rename, ladder, prices_file, skip_bad_rows)
     features = _features(dataset, predictor.encoder)
+    if several:
+        tuned = tune_targets(
+            predictor, dataset, features, quality=quality, confidence=confidence, max_cost=max_cost
+        )
+        _tell(tuned)
+        if write:
+            write_threshold(bundle, tuned.for_manifest("rows not trained on"))
+            _console().print(f"  written to {bundle}", highlight=False)
+        if as_json:
+            _emit({**tuned.as_dict(), "written": write, "bundle": predictor.name})
+        return
     result = run(
         predictor,
         dataset,
@@ -465,16 +527,52 @@ def export_encoder(
         _emit(asdict(agreement))
 
 
-def _targets(weak: str | None, strong: str | None, targets: str | None) -> tuple[str, ...]:
-    if targets and not (weak or strong):
-        names = tuple(name.strip() for name in targets.split(",") if name.strip())
-    elif weak and strong and not targets:
+def _targets(
+    weak: str | None,
+    strong: str | None,
+    targets: str | None,
+    ladder: str | None = None,
+    prices_file: Path | None = None,
+) -> tuple[str, ...]:
+    """The targets that a call names; a list of them, in the order of their prices where these are given."""
+    listed = targets or (None if weak or strong else ladder)
+    if listed and not (weak or strong):
+        names = _names(listed)
+    elif weak and strong and not listed:
         names = (weak, strong)
     else:
         raise UsageError("give --weak and --strong, or --targets")
     if len(names) < 2 or len(set(names)) < len(names):
         raise UsageError(f"targets {', '.join(names)}: at least two different ones are needed")
+    if prices_file and listed:
+        from training.prices import by_price, load_prices
+
+        names = by_price(names, load_prices(prices_file))
     return names
+
+
+def _names(listed: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in listed.split(",") if name.strip())
+
+
+def _steps(ladder: str | None) -> tuple[str, ...] | None:
+    return _names(ladder) if ladder else None
+
+
+def _check_order(dataset: Dataset) -> None:
+    """Warn where the rows' costs say that the targets do not stand cheapest first."""
+    import numpy as np
+
+    known = np.isfinite(dataset.cost).all(axis=1)
+    means = dataset.cost[known].mean(axis=0) if known.any() else np.zeros(len(dataset.targets))
+    if (np.diff(means) < 0).any():
+        order = ",".join(dataset.targets[t] for t in np.argsort(means, kind="stable"))
+        _console().print(
+            f"warning: targets are to be named cheapest first; by the rows' mean costs that is {order}",
+            style="yellow",
+            highlight=False,
+            soft_wrap=True,
+        )
 
 
 def _load(
@@ -497,28 +595,30 @@ def _load(
     return dataset
 
 
-def _pair_for(
+def _rows_for(
     targets: tuple[str, ...],
     paths: Sequence[Path],
     rename: Sequence[str] | None,
+    ladder: str | None,
     prices_file: Path | None,
     skip_bad_rows: bool,
 ) -> Dataset:
-    """Rows of a bundle's pair, with the rows' model names told by ``--rename``."""
+    """Rows of a bundle's targets, with the rows' model names told by ``--rename``; of a pair those with both labels."""
     from dataclasses import replace
 
     from training.evaluation import pair_rows
 
-    if len(targets) != 2:
-        raise UsageError(f"the bundle has {len(targets)} targets; this takes one with two")
     names = {}
     for pair in rename or ():
         old, equals, new = pair.partition("=")
         if not (old and equals and new in targets):
             raise UsageError(f"--rename {pair}: expected OLD=NEW with NEW one of {', '.join(targets)}")
         names[new] = old
-    dataset = _load(paths, [names.get(target, target) for target in targets], skip_bad_rows)
-    return _priced(pair_rows(replace(dataset, targets=targets), *targets), prices_file)
+    dataset = _load(paths, [names.get(target, target) for target in targets], skip_bad_rows, _steps(ladder))
+    dataset = replace(dataset, targets=targets)
+    if len(targets) == 2:
+        dataset = pair_rows(dataset, targets[0], targets[1])
+    return _priced(dataset, prices_file)
 
 
 def _priced(dataset: Dataset, prices_file: Path | None) -> Dataset:
@@ -561,6 +661,43 @@ def _show(report: Report, title: str, as_json: bool = False) -> None:
         console.print()
     if as_json:
         _emit(report.as_dict())
+
+
+def _show_ladder(report: LadderReport, title: str, as_json: bool) -> None:
+    from training.tables import ladder_tables
+
+    console = _console()
+    for table in ladder_tables(report, title):
+        console.print(table)
+        console.print()
+    if as_json:
+        _emit(report.as_dict())
+
+
+def _tell(tuned: LadderThreshold) -> None:
+    """A threshold for several targets, in words."""
+    left_out = [
+        f"{count:,} rows left out, {why}"
+        for count, why in (
+            (tuned.seen, "the bundle was trained on them"),
+            (tuned.incomplete, "they lack a target's label"),
+        )
+        if count
+    ]
+    say = _console().print
+    say("; ".join([f"threshold {tuned.threshold:.4f}: {tuned.how}", *left_out]), highlight=False)
+    ratio = (
+        f" = {tuned.quality / tuned.best_single_quality:.1%} of {tuned.best_single}"
+        if tuned.best_single_quality
+        else ""
+    )
+    calls = ", ".join(f"{name} {share:.1%}" for name, share in tuned.shares.items() if share)
+    say(f"  quality {tuned.quality:.4f}{ratio}; calls: {calls}", highlight=False)
+    if tuned.cost is not None and tuned.best_single_cost is not None:
+        say(
+            f"  ${1000 * tuned.cost:.4f} per 1,000 requests; {tuned.best_single} alone ${1000 * tuned.best_single_cost:.4f}",
+            highlight=False,
+        )
 
 
 def _console() -> Console:

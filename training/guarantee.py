@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from router.errors import DatasetError, UsageError
+from router.predictor import Prediction
 from training.metrics import QUALITY_BAR
 from training.threshold import ChosenThreshold, describe
 
@@ -28,6 +29,8 @@ Floats = NDArray[np.float64]
 
 # Thresholds that are tried: at these strong shares of the calibration rows, from 1 downwards.
 STEPS = 100
+# The same for several targets: thresholds from 0, where the fewest are expected to lose, to 1.
+LADDER_STEPS = 100
 # A bet risks at most this share of the capital that a single row could take.
 _LARGEST_BET = 0.75
 
@@ -98,12 +101,7 @@ def guaranteed_threshold(
     DatasetError
         There are no rows.
     """
-    if not 0.0 < quality <= 1.0 or not 0.0 <= allowed_loss < 1.0:
-        raise UsageError(
-            "a promise is about a share of strong's quality above 0 and at most 1, and a loss of at least 0"
-        )
-    if not 0.5 < confidence < 1.0:
-        raise UsageError(f"confidence {confidence}: expected a number above 0.5 and below 1, such as 0.95")
+    _check(quality, allowed_loss, confidence)
     score, weak, strong = (np.asarray(values, dtype=np.float64) for values in (score, weak, strong))
     if not len(score):
         raise DatasetError("there are no rows to choose a threshold on")
@@ -130,6 +128,93 @@ def guaranteed_threshold(
     )
     p_value = float(p_values[accepted - 1]) if possible else 0.0
     return Guarantee(chosen, quality, allowed_loss, confidence, p_value, possible, words)
+
+
+@dataclass(frozen=True)
+class LadderGuarantee:
+    """A threshold for several targets whose loss against the best single target is bounded.
+
+    Attributes
+    ----------
+    threshold : float or None
+        None where nothing can be promised: unlike a pair's, these thresholds hold no "best single target always".
+    p_value : float
+        Of the hypothesis that it loses more; of the first threshold tried where there is none.
+    words : str
+        What is promised, or that it cannot be.
+    """
+
+    threshold: float | None
+    p_value: float
+    words: str
+
+
+def guaranteed_ladder_threshold(
+    prediction: Prediction,
+    quality: Floats,
+    *,
+    share: float = QUALITY_BAR,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> LadderGuarantee:
+    """The highest threshold for which ``E[share · q_t − q_routed] ≤ 0`` can be promised for every single target t.
+
+    Fixed-sequence testing needs no loss that rises with the threshold: each hypothesis is tested at the full level, in an
+    order that is fixed beforehand, until one is not rejected. The thresholds tried are therefore the same whatever the
+    rows. Which target is the best is not known either, and taking the one that looks best on these rows would be a choice made
+    by the same data: so all targets must be rejected, whose largest p-value is that of the union (intersection-union test).
+
+    Parameters
+    ----------
+    prediction : Prediction
+        Of n rows that the bundle was not trained on.
+    quality : ndarray, shape (n, T)
+        Every label, 0 to 1.
+    share : float
+        Of the best single target's mean quality, above 0 and at most 1.
+    confidence : float
+        Above .5 and below 1.
+    seed : int
+        Of the order in which the rows are bet on.
+
+    Raises
+    ------
+    UsageError
+        An argument is out of range.
+    DatasetError
+        There are no rows.
+    """
+    _check(share, 0.0, confidence)
+    n = len(quality)
+    if not n:
+        raise DatasetError("there are no rows to choose a threshold on")
+    thresholds = np.linspace(0.0, 1.0, LADDER_STEPS + 1)
+    choice = np.stack([prediction.choose(float(threshold)) for threshold in thresholds], axis=1)
+    routed = np.take_along_axis(quality, choice, axis=1)
+    order = np.random.default_rng(seed).permutation(n)
+    p_values = np.max(
+        [
+            betting_p_values(
+                (share * single[:, None] - routed)[order],
+                0.0,
+                lowest=-1.0,
+                highest=share,
+                level=1 - confidence,
+            )
+            for single in quality.T
+        ],
+        axis=0,
+    )
+    refused = np.flatnonzero(p_values > 1 - confidence)
+    accepted = int(refused[0]) if len(refused) else len(thresholds)
+    goal = f"{share:g} × the best single target's quality"
+    if not accepted:
+        words = f"{n} rows cannot promise {goal} with {confidence:.0%} confidence"
+        return LadderGuarantee(None, float(p_values[0]), words)
+    words = (
+        f"expected quality at least {goal}, with {confidence:.0%} confidence, for traffic like these {n} rows"
+    )
+    return LadderGuarantee(float(thresholds[accepted - 1]), float(p_values[accepted - 1]), words)
 
 
 def betting_p_values(losses: Floats, bar: float, *, lowest: float, highest: float, level: float) -> Floats:
@@ -163,6 +248,15 @@ def betting_p_values(losses: Floats, bar: float, *, lowest: float, highest: floa
     capital = np.cumsum(np.log1p(bets * (m - x)), axis=0)
     p_values: Floats = np.exp(-np.maximum(capital.max(axis=0), 0.0))
     return p_values
+
+
+def _check(quality: float, allowed_loss: float, confidence: float) -> None:
+    if not 0.0 < quality <= 1.0 or not 0.0 <= allowed_loss < 1.0:
+        raise UsageError(
+            "a promise is about a share of strong's quality above 0 and at most 1, and a loss of at least 0"
+        )
+    if not 0.5 < confidence < 1.0:
+        raise UsageError(f"confidence {confidence}: expected a number above 0.5 and below 1, such as 0.95")
 
 
 def _candidates(score: Floats) -> Floats:

@@ -447,7 +447,9 @@ def gain_interval(
     """
     _, weak, strong = _rows(weak, weak, strong)
     gain = strong - weak
-    means = [float(counts @ gain / counts.sum()) for counts in _resamples(len(gain), groups, resamples, seed)]
+    means = [
+        float(counts @ gain / counts.sum()) for counts in bootstrap_counts(len(gain), groups, resamples, seed)
+    ]
     low, high = np.percentile(means, [2.5, 97.5])
     return Interval(value=float(gain.mean()), low=float(low), high=float(high))
 
@@ -497,6 +499,47 @@ def aiq(cost: ArrayLike, quality: ArrayLike) -> float:
     hull.append((float(cost.max()), best))
     x, y = np.array(hull).T
     return float(np.trapezoid(y, x)) / width
+
+
+def perf_gain(quality: ArrayLike, single: float) -> float:
+    """PerfGain (LLMRouterBench, arXiv 2601.07206): how far a router at its best lies above the best single target.
+
+    Parameters
+    ----------
+    quality : array_like, shape (points,)
+        A router's mean quality at several settings.
+    single : float
+        Mean quality of the best single target.
+
+    Returns
+    -------
+    float
+        As a share of ``single``; negative where the router never gets there, NaN where ``single`` is 0.
+    """
+    return float(np.max(quality)) / single - 1.0 if single > 0.0 else math.nan
+
+
+def cost_save(cost: ArrayLike, quality: ArrayLike, single_cost: float, wanted: float) -> float:
+    """CostSave (LLMRouterBench): the largest share of the best single target's dollars saved at its quality.
+
+    Parameters
+    ----------
+    cost, quality : array_like, shape (points,)
+        A router's mean cost and quality at several settings.
+    single_cost : float
+        Mean cost of the best single target.
+    wanted : float
+        Its mean quality; a share of it where less is asked.
+
+    Returns
+    -------
+    float
+        NaN where no setting has the quality, or the best single target is free.
+    """
+    enough = np.asarray(quality, dtype=np.float64) >= wanted - ROUNDING
+    if not enough.any() or single_cost <= 0.0:
+        return math.nan
+    return 1.0 - float(np.asarray(cost, dtype=np.float64)[enough].min()) / single_cost
 
 
 def _rows(*arrays: ArrayLike) -> tuple[Floats, Floats, Floats]:
@@ -550,7 +593,7 @@ def _apgr_interval(
     values = np.full(resamples, np.nan)
     calls_so_far = np.zeros(len(gain) + 1)
     gained_so_far = np.zeros(len(gain) + 1)
-    for i, drawn in enumerate(_resamples(len(gain), groups, resamples, seed)):
+    for i, drawn in enumerate(bootstrap_counts(len(gain), groups, resamples, seed)):
         counts = drawn[order]
         # A row drawn m times is m rows of one score: sorting once serves all resamples.
         np.cumsum(counts, out=calls_so_far[1:])
@@ -568,7 +611,7 @@ def _apgr_interval(
     return (float(low), float(high))
 
 
-def _resamples(n: int, groups: ArrayLike | None, resamples: int, seed: int) -> Iterator[Floats]:
+def bootstrap_counts(n: int, groups: ArrayLike | None, resamples: int, seed: int) -> Iterator[Floats]:
     """How often each of n rows is drawn, shape (n,), once a resample; rows of a group are drawn together."""
     random = np.random.default_rng(seed)
     if groups is None:

@@ -7,6 +7,7 @@ import math
 from rich.table import Table
 
 from training.evaluation import Report
+from training.ladder import LadderReport
 from training.metrics import MethodFigures
 
 
@@ -15,6 +16,65 @@ def report_tables(report: Report, title: str) -> list[Table]:
     tables = [_table(report, title)]
     tables += [_table(part, name) for name, part in report.by_source.items()]
     return tables
+
+
+def ladder_tables(report: LadderReport, title: str) -> list[Table]:
+    """The whole first, then a table a source."""
+    tables = [_ladder_table(report, title)]
+    tables += [_ladder_table(part, name) for name, part in report.by_source.items()]
+    return tables
+
+
+def _ladder_table(report: LadderReport, title: str) -> Table:
+    best = report.targets.index(report.best_single)
+    single = report.mean_quality[best]
+    dollars = "" if report.mean_cost is None else f" at ${1000 * report.mean_cost[best]:.4g} per 1,000"
+    left_out = [
+        f"{count:,} rows left out, {why}"
+        for count, why in (
+            (report.seen, "the bundle was trained on them"),
+            (report.incomplete, "they lack a target's label"),
+        )
+        if count
+    ]
+    table = Table(
+        title=f"{title}: n = {report.n:,} · {len(report.targets)} targets · "
+        f"best single {report.best_single} {single:.4f}{dollars}",
+        title_justify="left",
+        caption=" · ".join(left_out) or None,
+        caption_justify="left",
+    )
+    table.add_column("method")
+    for name in (
+        "AIQ",
+        "95 % interval",
+        "PerfGain",
+        "CostSave",
+        "quality",
+        "$ per 1,000",
+        "$ saved @95 %",
+        "setting",
+        "nested",
+        "quality",
+    ):
+        table.add_column(name, justify="right")
+    for name, figures in report.methods.items():
+        interval = "–" if figures.aiq_ci is None else f"{figures.aiq_ci[0]:.3f} – {figures.aiq_ci[1]:.3f}"
+        table.add_row(
+            name,
+            "–" if figures.aiq is None else f"{figures.aiq:.4f}",
+            interval,
+            f"{figures.perf_gain:+.1%}",
+            _percent(figures.cost_save),
+            f"{figures.quality:.4f}",
+            "–" if figures.cost is None else f"{1000 * figures.cost:.4g}",
+            _percent(figures.cost_saving_at_95),
+            _setting(figures.setting_at_95),
+            _percent(figures.nested_cost_saving),
+            "–" if figures.nested_quality is None or not single else f"{figures.nested_quality / single:.1%}",
+            style="bold" if name.startswith("learned") else None,
+        )
+    return table
 
 
 def _table(report: Report, title: str) -> Table:
@@ -64,8 +124,13 @@ def _number(value: float, digits: int) -> str:
     return "–" if math.isnan(value) else f"{value:.{digits}f}"
 
 
+def _setting(value: float | None) -> str:
+    return "–" if value is None or math.isnan(value) else f"{value:.4g}"
+
+
 def _percent(value: float | None) -> str:
-    return "–" if value is None or math.isnan(value) else f"{value:.1%}"
+    # Without the rounding what is zero but for the last bit would bear a sign.
+    return "–" if value is None or math.isnan(value) else f"{round(value, 9) + 0.0:.1%}"
 
 
 def _ratio(quality: float | None, strong: float) -> str:

@@ -28,15 +28,17 @@ from router.bundle import (
 )
 from router.errors import DatasetError, UsageError
 from router.features import FEATURES_VERSION, Encoder, Features, extract
-from router.predictor import PARTS, PROBE_DIMENSIONS, Predictor, load_predictor, predict, prepare
+from router.predictor import PARTS, PROBE_DIMENSIONS, Prediction, Predictor, load_predictor, predict, prepare
 from training.card import write_card
 from training.dataset import Dataset
 from training.embeddings import embed
 from training.estimator import QualityEstimator, source_weights
 from training.evaluation import Report, pair_rows, report_of
 from training.guarantee import guaranteed_threshold
+from training.ladder_threshold import ladder_for_quality
 from training.metrics import QUALITY_BAR, Interval, gain_interval, random_strong_share_at
 from training.probes import ROWS
+from training.sweep import Singles
 from training.threshold import ChosenThreshold, for_max_cost, for_quality, for_strong_share
 
 # Fewer rows than this cannot hold a fold for each of fitting, stacking and calibration.
@@ -115,9 +117,7 @@ def fit(
         gain = gain_interval(*pair.quality.T, groups=pair.groups, seed=seed)
         threshold = default_threshold(score, pair)
     else:
-        threshold = Threshold(
-            value=0.0, how="untuned: the cheapest target that is not expected to lose", rows=len(dataset)
-        )
+        threshold = _default_of_ladder(estimator.out_of_fold_, dataset)
     warnings = _warnings(dataset, gain, report)
 
     manifest = Manifest(
@@ -161,6 +161,20 @@ def default_threshold(score: NDArray[np.float64], pair: Dataset) -> Threshold:
     return as_threshold(
         for_quality(score, weak, strong, quality=QUALITY_BAR), float(strong.mean()), "out-of-fold rows"
     )
+
+
+def _default_of_ladder(prediction: Prediction, dataset: Dataset) -> Threshold:
+    """The cheapest threshold with 95 % of the best single target's quality, on out-of-fold rows with every label."""
+    rows = np.flatnonzero(~np.isnan(dataset.quality).any(axis=1))
+    if len(rows) < MINIMUM_ROWS:
+        how = "untuned: the cheapest target that is not expected to lose"
+        return Threshold(value=0.0, how=how, rows=len(dataset))
+    prediction = Prediction(prediction.targets, prediction.quality[rows], prediction.gain[rows])
+    try:
+        chosen = ladder_for_quality(prediction, Singles.of(dataset.select(rows)), QUALITY_BAR)
+    except UsageError as error:
+        return Threshold(value=0.0, how=f"untuned: {error}", rows=len(rows))
+    return chosen.for_manifest("out-of-fold rows")
 
 
 @dataclass(frozen=True)
@@ -289,7 +303,8 @@ def _check(dataset: Dataset) -> None:
             of = target if t == 0 else f"both {dataset.targets[0]} and {target}"
             raise DatasetError(f"{both} rows have a quality for {of}; at least {MINIMUM_ROWS} are needed")
         labels = dataset.quality[known[:, t], t]
-        if np.ptp(labels) == 0:
+        # On a ladder the dearest target always suffices: what varies is how the cheaper ones do.
+        if np.ptp(labels) == 0 and (t == 0 or len(dataset.targets) == 2):
             raise DatasetError(
                 f"every quality of {target} is {labels[0]:g}: there is a single class, and nothing to learn from it"
             )
