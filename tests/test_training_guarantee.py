@@ -81,7 +81,7 @@ def test_a_larger_allowed_loss_saves_more_and_a_higher_confidence_less() -> None
 def test_p_values_are_valid_at_the_bar_itself(mean: float) -> None:
     """Where the mean loss is the bar, a p-value below .1 comes up in at most a tenth of the draws."""
     rng = np.random.default_rng(0)
-    losses = (rng.random((400, 2_000)) < mean).astype(np.float64)
+    losses = (rng.random((2_000, 400)) < mean).astype(np.float64)
     p = betting_p_values(losses, mean, lowest=0.0, highest=1.0, level=0.1)
     assert (p <= 0.1).mean() <= 0.1 + 3 * np.sqrt(0.09 / 2_000)
     assert (betting_p_values(losses, mean + 0.1, lowest=0.0, highest=1.0, level=0.1) <= 0.1).mean() > 0.8

@@ -1,15 +1,26 @@
 """A threshold with a promise: quality at least a share of strong's, with a stated confidence.
 
 A threshold tuned on the mean of the calibration rows holds on new rows about every second time. Here a threshold is only
-taken when a test rejects, at level 1 − confidence, that it loses too much: Learn then Test (Angelopoulos et al. 2021,
-arXiv 2110.01052) with fixed-sequence testing, from always-strong downwards, stopping at the first that is not rejected. The
-p-values are those of a betting martingale (Waudby-Smith and Ramdas 2023, arXiv 2010.09686): valid for any bounded loss
-without further assumptions, and far tighter than Hoeffding's where the loss varies little, as it does when most rows are
-routed alike.
+taken when a test rejects, at level 1 − confidence, that it loses too much. This is Learn then Test (Angelopoulos et al. 2021,
+"Learn then Test: Calibrating predictive algorithms to achieve risk control", arXiv 2110.01052):
 
-**What is promised**: for new rows drawn like the calibration rows, independent of each other, the expected loss is at most what
-was allowed; the promise itself fails with probability at most 1 − confidence over the draw of the calibration rows. Nothing is
-promised about other traffic, nor about a single answer.
+- The loss of a row is ``quality · q_strong − q_routed``, so a mean loss of at most 0 is a ratio of means of at least ``quality``.
+- The hypotheses are "at this threshold the expected loss is above what is allowed", one for each point of a grid that is fixed
+  before any row is seen. (Quantiles of the calibration scores would be hypotheses that depend on the data that tests them.)
+- They are tested in a fixed sequence, from always-strong down to never-strong, at the full level each, up to the first that is
+  not rejected: all before it hold together with the stated confidence, however many there are, and the loss need not be monotone.
+- The p-values are those of a betting martingale (Waudby-Smith and Ramdas 2023, "Estimating means of bounded random variables by
+  betting", arXiv 2010.09686): valid for any bounded loss at any number of rows, and far tighter than Hoeffding's where the loss
+  varies little, as it does when most rows are routed alike.
+
+**What is promised**: for new rows drawn as the calibration rows were, the expected loss is at most what was allowed; the promise
+itself fails with probability at most 1 − confidence over the draw of the calibration rows. Rows of one group (identical prompts)
+are not independent: a group counts as one row, with the mean of its losses, so the promise is for traffic of which each group is
+as likely. Nothing is promised about other traffic, a single source or domain of a mixture, or a single answer; nor by the best
+of several promises that were tried on the same rows.
+
+**How many rows it takes**: about a hundred say nothing at the usual .95 and .95 even for always-strong, since no bet may stake
+all on a row; some hundreds promise a little, and what is given away for the promise shrinks with the square root of the rows.
 """
 
 from __future__ import annotations
@@ -26,8 +37,10 @@ from training.threshold import ChosenThreshold, describe
 
 Floats = NDArray[np.float64]
 
-# Thresholds that are tried: at these strong shares of the calibration rows, from 1 downwards.
-STEPS = 100
+# Thresholds that are tried on the range of a gain, −1 to 1. A finer grid costs no confidence in a fixed sequence.
+GRID = 800
+# Thresholds whose p-values are computed at a time: most lie behind the first refusal and are not needed.
+_BLOCK = 16
 # A bet risks at most this share of the capital that a single row could take.
 _LARGEST_BET = 0.75
 
@@ -46,7 +59,7 @@ class Guarantee:
         Quality that may be lost beside that.
     confidence : float
     p_value : float
-        Of the hypothesis that the chosen threshold loses more; 0 for always-strong, which cannot.
+        The largest along the sequence up to the chosen threshold; 0 for always-strong, which cannot lose.
     possible : bool
         Whether anything cheaper than always-strong could be promised. Where not, ``chosen`` is always-strong.
     words : str
@@ -70,6 +83,7 @@ def guaranteed_threshold(
     quality: float = QUALITY_BAR,
     allowed_loss: float = 0.0,
     confidence: float = 0.95,
+    groups: ArrayLike | None = None,
     cost_weak: ArrayLike | None = None,
     cost_strong: ArrayLike | None = None,
     seed: int = 0,
@@ -79,17 +93,20 @@ def guaranteed_threshold(
     Parameters
     ----------
     score, weak, strong : array_like, shape (n,)
-        Scores of rows that the bundle was not trained on, and the qualities of the two targets, 0 to 1.
+        Scores (gains, so between −1 and 1) of rows that the bundle was not trained on, and the qualities of the two
+        targets, 0 to 1.
     quality : float
         Share of strong's mean quality, above 0 and at most 1.
     allowed_loss : float
         In units of quality, at least 0. ``quality=1, allowed_loss=.02`` promises at most .02 below strong.
     confidence : float
         Above .5 and below 1.
+    groups : array_like, shape (n,), optional
+        Rows of one group count as one; by default each row is its own.
     cost_weak, cost_strong : array_like, shape (n,), optional
         US dollars a request; for the expected cost.
     seed : int
-        Of the order in which the rows are bet on.
+        Of the order in which the rows are bet on. Fix it before looking: the best of several seeds promises nothing.
 
     Raises
     ------
@@ -97,6 +114,8 @@ def guaranteed_threshold(
         An argument is out of range.
     DatasetError
         There are no rows.
+    ValueError
+        Shapes differ, a score is not finite, or a quality is not between 0 and 1.
     """
     if not 0.0 < quality <= 1.0 or not 0.0 <= allowed_loss < 1.0:
         raise UsageError(
@@ -107,37 +126,54 @@ def guaranteed_threshold(
     score, weak, strong = (np.asarray(values, dtype=np.float64) for values in (score, weak, strong))
     if not len(score):
         raise DatasetError("there are no rows to choose a threshold on")
-    thresholds = _candidates(score)
-    # Row by candidate: the loss is bounded by [−1, quality], whatever is routed where.
-    routed = np.where(score[:, None] > thresholds, strong[:, None], weak[:, None])
-    losses = quality * strong[:, None] - routed
-    order = np.random.default_rng(seed).permutation(len(score))
-    p_values = betting_p_values(
-        losses[order], allowed_loss, lowest=-1.0, highest=quality, level=1 - confidence
-    )
-    refused = np.flatnonzero(p_values > 1 - confidence)
-    accepted = int(refused[0]) if len(refused) else len(thresholds)
-    possible = accepted > 0
-    threshold = float(thresholds[accepted - 1]) if possible else min(-1.0, float(score.min()) - 1e-9)
+    if not score.shape == weak.shape == strong.shape or not np.isfinite(score).all():
+        raise ValueError("expected one finite score and two qualities a row")
+    if not all(((values >= 0.0) & (values <= 1.0)).all() for values in (weak, strong)):
+        raise ValueError("the promise needs qualities between 0 and 1: its bets rely on the bounds of the loss")
+    order, starts, sizes = _units(len(score), groups, np.random.default_rng(seed))
+    ranked = score[order]
+    if_strong, if_weak = (quality - 1.0) * strong[order], quality * strong[order] - weak[order]
+
+    level = 1.0 - confidence
+    thresholds = _grid(score)
+    passed, worst = 0, 0.0
+    while passed < len(thresholds):
+        block = thresholds[passed : passed + _BLOCK, None]
+        losses = np.where(ranked > block, if_strong, if_weak)
+        if len(starts) < len(score):
+            losses = np.add.reduceat(losses, starts, axis=1) / sizes
+        p_values = betting_p_values(losses, allowed_loss, lowest=-1.0, highest=quality, level=level)
+        refused = np.flatnonzero(p_values > level)
+        held = int(refused[0]) if len(refused) else len(p_values)
+        passed += held
+        worst = max(worst, *p_values[:held], 0.0)
+        if len(refused):
+            break
+    threshold = float(thresholds[passed - 1]) if passed else -1.0
+    possible = bool((score <= threshold).any())
+    if not possible:
+        threshold = min(-1.0, float(np.nextafter(score.min(), -np.inf)))
     goal = f"{quality:g} × strong's quality" + (f" less {allowed_loss:g}" if allowed_loss else "")
+    rows = f"{len(starts)} {'rows' if len(starts) == len(score) else 'groups of rows'}"
     words = (
-        f"expected quality at least {goal}, with {confidence:.0%} confidence, for traffic like these {len(score)} rows"
+        f"expected quality at least {goal}, with {confidence:.0%} confidence, for traffic like these {rows}"
         if possible
-        else f"{len(score)} rows cannot promise {goal} with {confidence:.0%} confidence for less than always-strong"
+        else f"{rows} cannot promise {goal} with {confidence:.0%} confidence for less than always-strong"
     )
     chosen = describe(
         threshold, score, weak, strong, value=quality, how=words, cost_weak=cost_weak, cost_strong=cost_strong
     )
-    p_value = float(p_values[accepted - 1]) if possible else 0.0
-    return Guarantee(chosen, quality, allowed_loss, confidence, p_value, possible, words)
+    return Guarantee(
+        chosen, quality, allowed_loss, confidence, float(worst) if possible else 0.0, possible, words
+    )
 
 
 def betting_p_values(losses: Floats, bar: float, *, lowest: float, highest: float, level: float) -> Floats:
-    """p-values of "the mean loss is above ``bar``", one a column.
+    """p-values of "the mean loss is above ``bar``", one a candidate.
 
     Parameters
     ----------
-    losses : ndarray, shape (n, candidates)
+    losses : ndarray, shape (candidates, n)
         Rows independent and identically distributed, in random order.
     bar : float
     lowest, highest : float
@@ -151,21 +187,37 @@ def betting_p_values(losses: Floats, bar: float, *, lowest: float, highest: floa
         By Ville's inequality, one over the largest capital that a gambler reaches who bets on small losses and, were the mean
         loss above the bar, could not expect to win.
     """
-    n = len(losses)
+    n = losses.shape[1]
     x = (losses - lowest) / (highest - lowest)
     m = (bar - lowest) / (highest - lowest)
-    count = np.arange(1, n + 1)[:, None]
-    mean = (0.5 + np.cumsum(x, axis=0)) / (count + 1)
-    variance = (0.25 + np.cumsum((x - mean) ** 2, axis=0)) / (count + 1)
-    # A bet may know the rows before it only.
-    before = np.vstack([np.full((1, x.shape[1]), 0.25), variance[:-1]])
+    count = np.arange(2, n + 2)
+    deviation = x - (0.5 + np.cumsum(x, axis=1)) / count
+    # A bet may know the rows before it only: the first is made on a guess of the variance.
+    before = np.full_like(x, 0.25)
+    before[:, 1:] = ((0.25 + np.cumsum(deviation**2, axis=1)) / count)[:, :-1]
     bets = np.minimum(np.sqrt(2 * math.log(1 / level) / (n * before)), _LARGEST_BET / max(1 - m, 1e-9))
-    capital = np.cumsum(np.log1p(bets * (m - x)), axis=0)
-    p_values: Floats = np.exp(-np.maximum(capital.max(axis=0), 0.0))
+    capital = np.cumsum(np.log1p(bets * (m - x)), axis=1)
+    p_values: Floats = np.exp(-np.maximum(capital.max(axis=1), 0.0))
     return p_values
 
 
-def _candidates(score: Floats) -> Floats:
-    """Rising thresholds at falling strong shares: the quantiles of the scores, always-strong left out."""
-    cuts = np.quantile(score, np.linspace(0, 1, STEPS + 1)[1:])
-    return np.unique(cuts)
+def _grid(score: Floats) -> Floats:
+    """Rising thresholds; of those that route these rows alike, and so share a p-value, the highest alone."""
+    grid = np.linspace(-1.0, 1.0, GRID + 1)
+    above = np.searchsorted(np.sort(score), grid, side="right")
+    return grid[np.append(np.diff(above) > 0, True)]
+
+
+def _units(
+    n: int, groups: ArrayLike | None, random: np.random.Generator
+) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.intp]]:
+    """Rows in random order with those of a group together; where each group starts, and its size."""
+    if groups is None:
+        return random.permutation(n), np.arange(n), np.ones(n, dtype=np.intp)
+    _, member, sizes = np.unique(np.asarray(groups), return_inverse=True, return_counts=True)
+    if member.shape != (n,):
+        raise ValueError(f"groups have the shape {member.shape}, expected ({n},)")
+    turn = random.permutation(len(sizes))
+    order = np.argsort(turn[member], kind="stable")
+    sizes = sizes[np.argsort(turn)]
+    return order, np.concatenate(([0], np.cumsum(sizes)[:-1])), sizes
