@@ -38,9 +38,9 @@ from training.threshold import ChosenThreshold, describe
 Floats = NDArray[np.float64]
 
 # Thresholds that are tried on the range of a gain, −1 to 1. A finer grid costs no confidence in a fixed sequence.
-GRID = 800
+GRID = 400
 # Thresholds whose p-values are computed at a time: most lie behind the first refusal and are not needed.
-_BLOCK = 16
+_BLOCK = 8
 # A bet risks at most this share of the capital that a single row could take.
 _LARGEST_BET = 0.75
 
@@ -188,16 +188,29 @@ def betting_p_values(losses: Floats, bar: float, *, lowest: float, highest: floa
         loss above the bar, could not expect to win.
     """
     n = losses.shape[1]
-    x = (losses - lowest) / (highest - lowest)
-    m = (bar - lowest) / (highest - lowest)
+    width = highest - lowest
+    x = (losses - lowest) / width
+    m = (bar - lowest) / width
     count = np.arange(2, n + 2)
-    deviation = x - (0.5 + np.cumsum(x, axis=1)) / count
+    # In place from here on: most of the time goes into moving memory.
+    squares = np.cumsum(x, axis=1)
+    squares += 0.5
+    squares /= count
+    squares -= x
+    squares *= squares
     # A bet may know the rows before it only: the first is made on a guess of the variance.
-    before = np.full_like(x, 0.25)
-    before[:, 1:] = ((0.25 + np.cumsum(deviation**2, axis=1)) / count)[:, :-1]
-    bets = np.minimum(np.sqrt(2 * math.log(1 / level) / (n * before)), _LARGEST_BET / max(1 - m, 1e-9))
-    capital = np.cumsum(np.log1p(bets * (m - x)), axis=1)
-    p_values: Floats = np.exp(-np.maximum(capital.max(axis=1), 0.0))
+    bets = np.full_like(x, 0.25)
+    np.cumsum(squares[:, :-1], axis=1, out=bets[:, 1:])
+    bets[:, 1:] += 0.25
+    bets[:, 1:] /= count[:-1]
+    np.divide(2 * math.log(1 / level) / n, bets, out=bets)
+    np.sqrt(bets, out=bets)
+    np.minimum(bets, _LARGEST_BET / max(1 - m, 1e-9), out=bets)
+    np.subtract(m, x, out=x)
+    x *= bets
+    np.log1p(x, out=x)
+    capital = np.cumsum(x, axis=1, out=x).max(axis=1)
+    p_values: Floats = np.exp(-np.maximum(capital, 0.0))
     return p_values
 
 

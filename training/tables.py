@@ -7,6 +7,7 @@ import math
 from rich.table import Table
 
 from training.evaluation import Report
+from training.guarantee_study import GuaranteeStudy
 from training.metrics import MethodFigures
 
 
@@ -15,6 +16,32 @@ def report_tables(report: Report, title: str) -> list[Table]:
     tables = [_table(report, title)]
     tables += [_table(part, name) for name, part in report.by_source.items()]
     return tables
+
+
+def guarantee_table(study: GuaranteeStudy, title: str) -> Table:
+    """What promises cost and how often they are kept, beside thresholds without one."""
+    table = Table(
+        title=f"{title}: {study.n:,} rows, {study.splits} splits, {study.calibration:,} to choose on, "
+        f"{study.confidence:.0%} confidence",
+        title_justify="left",
+        caption="saved: share of calls not sent to strong, on the test half · broken: quality below the bar, on the test half "
+        f"(which has noise of its own) / on the population (nominal {1 - study.confidence:.0%})",
+        caption_justify="left",
+    )
+    table.add_column("allowed loss", justify="right")
+    for name in ("promised: saved", "nothing promised", "broken", "tuned: saved", "broken", "random: saved"):
+        table.add_column(name, justify="right")
+    for at in study.losses:
+        table.add_row(
+            f"{at.loss:.0%}",
+            f"{at.promised.saving:.1%} ± {at.promised.saving_sd:.1%}",
+            f"{at.nothing_promised:.0%}",
+            f"{at.promised.broken:.1%} / {at.promised.broken_population:.1%}",
+            f"{at.tuned.saving:.1%} ± {at.tuned.saving_sd:.1%}",
+            f"{at.tuned.broken:.1%} / {at.tuned.broken_population:.1%}",
+            f"{at.random_saving:.1%}",
+        )
+    return table
 
 
 def _table(report: Report, title: str) -> Table:
