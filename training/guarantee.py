@@ -129,7 +129,9 @@ def guaranteed_threshold(
     if not score.shape == weak.shape == strong.shape or not np.isfinite(score).all():
         raise ValueError("expected one finite score and two qualities a row")
     if not all(((values >= 0.0) & (values <= 1.0)).all() for values in (weak, strong)):
-        raise ValueError("the promise needs qualities between 0 and 1: its bets rely on the bounds of the loss")
+        raise ValueError(
+            "the promise needs qualities between 0 and 1: its bets rely on the bounds of the loss"
+        )
     order, starts, sizes = _units(len(score), groups, np.random.default_rng(seed))
     ranked = score[order]
     if_strong, if_weak = (quality - 1.0) * strong[order], quality * strong[order] - weak[order]
@@ -218,7 +220,8 @@ def _grid(score: Floats) -> Floats:
     """Rising thresholds; of those that route these rows alike, and so share a p-value, the highest alone."""
     grid = np.linspace(-1.0, 1.0, GRID + 1)
     above = np.searchsorted(np.sort(score), grid, side="right")
-    return grid[np.append(np.diff(above) > 0, True)]
+    thresholds: Floats = grid[np.append(np.diff(above) > 0, True)]
+    return thresholds
 
 
 def _units(

@@ -111,7 +111,7 @@ def fit(
         pair = pair_rows(dataset, *dataset.targets)
         both = ~np.isnan(dataset.quality).any(axis=1)
         score = estimator.out_of_fold_.score[both]
-        report = report_of(pair, score, seed=seed)
+        report = report_of(pair, score, estimator.out_of_fold_.quality[both], seed=seed)
         gain = gain_interval(*pair.quality.T, groups=pair.groups, seed=seed)
         threshold = default_threshold(score, pair)
     else:
