@@ -93,7 +93,7 @@ def test_a_group_counts_as_one_row_with_the_mean_of_its_losses() -> None:
 def test_the_thresholds_that_are_tried_do_not_depend_on_the_rows() -> None:
     for seed in (7, 8):
         rows = World(seed, 2_000)
-        steps = 200 * guaranteed_threshold(rows.score, rows.weak, rows.strong).chosen.threshold
+        steps = 1_000 * guaranteed_threshold(rows.score, rows.weak, rows.strong).chosen.threshold
         assert steps == pytest.approx(round(steps), abs=1e-9)
 
 

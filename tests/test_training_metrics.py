@@ -278,6 +278,9 @@ def test_quality_calibration_by_hand() -> None:
     assert [part.observed for part in figures.bins] == pytest.approx(np.linspace(0.05, 0.95, 10))
     # Wilson's interval for 5 of 100, as in Brown, Cai and DasGupta (2001).
     assert (figures.bins[0].low, figures.bins[0].high) == pytest.approx((0.0215, 0.1118), abs=1e-4)
+    # Fractions vary less than shares of the same mean, and their intervals are narrower.
+    tenths = quality_calibration(predicted, np.tile([0.4, 0.6], 500)).bins[0]
+    assert (tenths.low, tenths.high) == pytest.approx((0.5 - 1.96 * 0.01, 0.5 + 1.96 * 0.01), abs=1e-4)
     shifted = quality_calibration(predicted + 0.05, quality)
     assert shifted.ece == pytest.approx(0.05)
     assert shifted.brier == pytest.approx(figures.brier + 0.05**2)

@@ -19,7 +19,7 @@ are not independent: a group counts as one row, with the mean of its losses, so 
 as likely. Nothing is promised about other traffic, a single source or domain of a mixture, or a single answer; nor by the best
 of several promises that were tried on the same rows.
 
-**How many rows it takes**: about a hundred say nothing at the usual .95 and .95 even for always-strong, since no bet may stake
+**How many rows it takes**: at the usual .95 and .95, under a hundred cannot vouch even for always-strong, since no bet may stake
 all on a row; some hundreds promise a little, and what is given away for the promise shrinks with the square root of the rows.
 """
 
@@ -38,7 +38,7 @@ from training.threshold import ChosenThreshold, describe
 Floats = NDArray[np.float64]
 
 # Thresholds that are tried on the range of a gain, −1 to 1. A finer grid costs no confidence in a fixed sequence.
-GRID = 400
+GRID = 2000
 # Thresholds whose p-values are computed at a time: most lie behind the first refusal and are not needed.
 _BLOCK = 8
 # A bet risks at most this share of the capital that a single row could take.
@@ -59,7 +59,8 @@ class Guarantee:
         Quality that may be lost beside that.
     confidence : float
     p_value : float
-        The largest along the sequence up to the chosen threshold; 0 for always-strong, which cannot lose.
+        The largest along the sequence up to the chosen threshold, or a bound on it: the bets on a threshold end once they
+        have decided. 0 for always-strong, which cannot lose.
     possible : bool
         Whether anything cheaper than always-strong could be promised. Where not, ``chosen`` is always-strong.
     words : str
@@ -138,13 +139,27 @@ def guaranteed_threshold(
 
     level = 1.0 - confidence
     thresholds = _grid(score)
+    units = len(starts)
+
+    def p_values_of(block: Floats, rows: int) -> Floats:
+        """On the first ``rows`` units; a shorter game than the whole is a valid one."""
+        end = len(order) if rows == units else starts[rows]
+        losses = np.where(ranked[:end] > block[:, None], if_strong[:end], if_weak[:end])
+        if units < len(order):
+            losses = np.add.reduceat(losses, starts[:rows], axis=1) / sizes[:rows]
+        return betting_p_values(
+            losses, allowed_loss, lowest=-1.0, highest=quality, level=level, horizon=units
+        )
+
     passed, worst = 0, 0.0
     while passed < len(thresholds):
-        block = thresholds[passed : passed + _BLOCK, None]
-        losses = np.where(ranked > block, if_strong, if_weak)
-        if len(starts) < len(score):
-            losses = np.add.reduceat(losses, starts, axis=1) / sizes
-        p_values = betting_p_values(losses, allowed_loss, lowest=-1.0, highest=quality, level=level)
+        block = thresholds[passed : passed + _BLOCK]
+        p_values = np.ones(len(block))
+        # Far from the bar an eighth of the rows decides.
+        for share in (8, 2, 1):
+            undecided = p_values > level
+            if undecided.any() and units >= share:
+                p_values[undecided] = p_values_of(block[undecided], units // share)
         refused = np.flatnonzero(p_values > level)
         held = int(refused[0]) if len(refused) else len(p_values)
         passed += held
@@ -170,7 +185,9 @@ def guaranteed_threshold(
     )
 
 
-def betting_p_values(losses: Floats, bar: float, *, lowest: float, highest: float, level: float) -> Floats:
+def betting_p_values(
+    losses: Floats, bar: float, *, lowest: float, highest: float, level: float, horizon: int | None = None
+) -> Floats:
     """p-values of "the mean loss is above ``bar``", one a candidate.
 
     Parameters
@@ -182,6 +199,8 @@ def betting_p_values(losses: Floats, bar: float, *, lowest: float, highest: floa
         Bounds of a loss.
     level : float
         The level that the bets are tuned for; validity does not depend on it.
+    horizon : int, optional
+        The number of rows that the bets are tuned for, likewise; n by default.
 
     Returns
     -------
@@ -205,7 +224,7 @@ def betting_p_values(losses: Floats, bar: float, *, lowest: float, highest: floa
     np.cumsum(squares[:, :-1], axis=1, out=bets[:, 1:])
     bets[:, 1:] += 0.25
     bets[:, 1:] /= count[:-1]
-    np.divide(2 * math.log(1 / level) / n, bets, out=bets)
+    np.divide(2 * math.log(1 / level) / (horizon or n), bets, out=bets)
     np.sqrt(bets, out=bets)
     np.minimum(bets, _LARGEST_BET / max(1 - m, 1e-9), out=bets)
     np.subtract(m, x, out=x)

@@ -17,6 +17,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -543,8 +544,8 @@ def expected_calibration_error(
 def quality_calibration(predicted: ArrayLike, quality: ArrayLike) -> CalibrationFigures:
     """Calibration of a predicted quality.
 
-    The intervals are Wilson's, which for fractional qualities are wider than need be. The event of the AUC is a good answer: a
-    quality q counts q as one and 1 − q as none, as where the curve is fitted.
+    The intervals are Wilson's where labels are 0 or 1, and the normal ones of a mean where they are fractions. The event of the
+    AUC is a good answer: a quality q counts q as one and 1 − q as none, as where the curve is fitted.
 
     Parameters
     ----------
@@ -560,7 +561,8 @@ def quality_calibration(predicted: ArrayLike, quality: ArrayLike) -> Calibration
         Shapes differ, or a value is not finite.
     """
     predicted, quality, _ = _rows(predicted, quality, quality)
-    return _calibration(predicted, quality, quality, _wilson)
+    binary = bool(((quality == 0.0) | (quality == 1.0)).all())
+    return _calibration(predicted, quality, quality, _wilson if binary else partial(_normal, lowest=0.0))
 
 
 def gain_calibration(predicted: ArrayLike, weak: ArrayLike, strong: ArrayLike) -> CalibrationFigures:
@@ -629,6 +631,7 @@ def _calibration(
 
 
 def _wilson(values: Floats) -> tuple[float, float]:
+    """Of a share (Wilson 1927): also of use where all rows are alike, unlike the normal one."""
     n, mean = len(values), float(values.mean())
     z2 = _Z**2
     centre = (mean + z2 / (2 * n)) / (1 + z2 / n)
@@ -636,9 +639,10 @@ def _wilson(values: Floats) -> tuple[float, float]:
     return max(centre - half, 0.0), min(centre + half, 1.0)
 
 
-def _normal(values: Floats) -> tuple[float, float]:
+def _normal(values: Floats, lowest: float = -1.0) -> tuple[float, float]:
+    """Of a mean of values between ``lowest`` and 1."""
     half = _Z * float(values.std()) / math.sqrt(len(values))
-    return float(values.mean()) - half, float(values.mean()) + half
+    return max(float(values.mean()) - half, lowest), min(float(values.mean()) + half, 1.0)
 
 
 def aiq(cost: ArrayLike, quality: ArrayLike) -> float:

@@ -89,12 +89,12 @@ def reliability_figure(calibration: Calibration, *, title: str = "") -> Figure:
     """
     panels = {f"quality of {name}": figures for name, figures in calibration.quality.items()}
     panels["gain"] = calibration.gain
-    figure = Figure(figsize=(4.3 * len(panels), 4.9), layout="constrained", facecolor="white")
+    figure = Figure(figsize=(4.3 * len(panels), 5.2), layout="constrained", facecolor="white")
     for axes, (name, figures) in zip(
         figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True
     ):
         _reliability(axes, figures)
-        axes.set_title(name, fontsize=12, color=_INK, parse_math=False)
+        axes.set_title(name, fontsize=12, color=_INK, pad=48, parse_math=False)
         axes.set_xlabel(f"predicted {name.split(maxsplit=1)[0]}", fontsize=12, color=_INK)
         axes.set_ylabel(f"observed {name.split(maxsplit=1)[0]}", fontsize=12, color=_INK)
     if title:
@@ -131,16 +131,8 @@ def _reliability(axes: Any, figures: CalibrationFigures) -> None:
     if np.isfinite(figures.auc):
         told += f"\nAUC {figures.auc:.3f}"
     axes.text(
-        0.97,
-        0.04,
-        told,
-        transform=axes.transAxes,
-        fontsize=10,
-        color=_INK,
-        ha="right",
-        va="bottom",
-        bbox=_BOX,
-    )
+        0.5, 1.02, told, transform=axes.transAxes, fontsize=10, color=_INK, ha="center", va="bottom"
+    )  # above, where it can hide no row
     axes.legend(frameon=False, fontsize=10, loc="upper left")
     axes.tick_params(labelsize=11, colors=_INK)
     axes.grid(color=_LIGHT, linewidth=0.8)
