@@ -129,6 +129,23 @@ def test_p_values_are_valid_at_the_bar_itself(mean: float) -> None:
     assert (betting_p_values(losses, mean + 0.1, lowest=0.0, highest=1.0, level=0.1) <= 0.1).mean() > 0.8
 
 
+def test_a_game_that_ends_early_never_claims_more() -> None:
+    losses = (np.random.default_rng(2).random((50, 800)) < 0.4).astype(np.float64)
+    bounds = {"lowest": 0.0, "highest": 1.0, "level": 0.05}
+    whole = betting_p_values(losses, 0.5, **bounds)
+    short = betting_p_values(losses[:, :100], 0.5, **bounds, horizon=800)
+    assert (short >= whole).all()
+    assert (whole < 0.05).all()
+    assert (short < 0.05).any()
+
+
+def test_scores_below_any_gain_are_no_promise() -> None:
+    found = guaranteed_threshold(np.full(30, -1.5), np.ones(30), np.ones(30), confidence=0.999)
+    assert not found.possible
+    assert found.chosen.strong_share == 1.0
+    assert "99.9% confidence" in found.words
+
+
 @pytest.mark.parametrize(
     ("arguments", "word"),
     [

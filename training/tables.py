@@ -44,10 +44,10 @@ def guarantee_table(study: GuaranteeStudy, title: str) -> Table:
     """What promises cost and how often they are kept, beside thresholds without one."""
     table = Table(
         title=f"{title}: {study.n:,} rows, {study.splits} splits, {study.calibration:,} to choose on, "
-        f"{study.confidence:.0%} confidence",
+        f"{100 * study.confidence:g}% confidence",
         title_justify="left",
         caption="saved: share of calls not sent to strong, on the test half · broken: quality below the bar, on the test half "
-        f"(which has noise of its own) / on the population (nominal {1 - study.confidence:.0%})",
+        f"(which has noise of its own) / on the population (at most {100 * (1 - study.confidence):.3g}% is promised)",
         caption_justify="left",
     )
     table.add_column("allowed loss", justify="right")
