@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from training.dataset import load_dataset
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 TUNE = ROOT / "notebooks" / "01_tune_threshold.ipynb"
+LABELS = ROOT / "notebooks" / "02_own_labels.ipynb"
 
 MAXIMUM_BYTES = 400_000
 # Another processor's int8 kernels move scores a little; stale outputs differ by more.
@@ -69,16 +71,34 @@ def executed(tmp_path_factory: pytest.TempPathFactory) -> NotebookNode:
     return run(read(TUNE), TUNE.parent, tmp_path_factory.mktemp("notebook"))
 
 
-def test_tune_runs_from_top_to_bottom(executed: NotebookNode) -> None:
-    counts = [cell.execution_count for cell in code_cells(executed)]
+@pytest.fixture(scope="module")
+def executed_labels(tmp_path_factory: pytest.TempPathFactory) -> NotebookNode:
+    return run(read(LABELS), LABELS.parent, tmp_path_factory.mktemp("notebook"))
+
+
+def check_ran_quietly(notebook: NotebookNode) -> None:
+    counts = [cell.execution_count for cell in code_cells(notebook)]
     assert counts == list(range(1, len(counts) + 1))
-    streams = [output for cell in code_cells(executed) for output in cell.outputs if "name" in output]
+    streams = [output for cell in code_cells(notebook) for output in cell.outputs if "name" in output]
     assert [output.text for output in streams if output.name == "stderr"] == []
 
 
+def pictures(notebook: NotebookNode) -> int:
+    outputs = [output for cell in code_cells(notebook) for output in cell.outputs]
+    return sum("image/png" in output.get("data", {}) for output in outputs)
+
+
+def printed(notebook: NotebookNode) -> str:
+    outputs = [output for cell in code_cells(notebook) for output in cell.outputs]
+    return "".join(output.text for output in outputs if output.output_type == "stream")
+
+
+def test_tune_runs_from_top_to_bottom(executed: NotebookNode) -> None:
+    check_ran_quietly(executed)
+
+
 def test_tune_draws_its_pictures(executed: NotebookNode) -> None:
-    outputs = [output for cell in code_cells(executed) for output in cell.outputs]
-    assert sum("image/png" in output.get("data", {}) for output in outputs) == 3
+    assert pictures(executed) == 3
 
 
 def test_tune_chooses_a_threshold_that_keeps_the_quality_for_less(executed: NotebookNode) -> None:
@@ -109,6 +129,38 @@ def test_tune_finds_its_data_from_the_root_of_the_checkout(tmp_path: Path) -> No
     ask = nbformat.v4.new_code_cell("print(DATA.is_file())")  # type: ignore[no-untyped-call]
     notebook.cells = [*notebook.cells[: first + 1], ask]
     assert run(notebook, ROOT, tmp_path).cells[-1].outputs[0].text == "True\n"
+
+
+def test_labels_runs_from_top_to_bottom_without_a_key(
+    executed_labels: NotebookNode,
+) -> None:
+    check_ran_quietly(executed_labels)
+    assert pictures(executed_labels) == 3
+
+
+def test_labels_are_made_by_calls_and_follow_what_the_stand_in_was_told(
+    executed_labels: NotebookNode,
+) -> None:
+    said = printed(executed_labels)
+    assert "150 labelled, 0 failed" in said
+    assert "'small-model': 150, 'large-model': 150, 'judge-model': 300" in said
+    rank = float(re.findall(r"rank correlation of the gains ([\d.]+)", said)[0])
+    assert 0.8 < rank < 1.0
+    # The stand-in's errors are drawn by what it is asked: the same labels come out everywhere.
+    committed = printed(read(LABELS))
+    for line in ("mean gain", "both name a winner", "labelled, 0 failed"):
+        (now,) = [found for found in said.splitlines() if line in found]
+        assert now in committed.splitlines()
+
+
+def test_labels_chooses_a_threshold_on_rows_that_were_kept_back(executed_labels: NotebookNode) -> None:
+    committed, chosen = chosen_threshold(read(LABELS)), chosen_threshold(executed_labels)
+    assert chosen["n"] == 170
+    assert chosen["goal"] == "quality"
+    assert 0.0 < chosen["strong_share"] < 0.9
+    assert committed["threshold"] == pytest.approx(chosen["threshold"], abs=SCORE_TOLERANCE)
+    # On 170 rows, each of which is .6 % of them.
+    assert committed["strong_share"] == pytest.approx(chosen["strong_share"], abs=2 * SHARE_TOLERANCE)
 
 
 @each_notebook

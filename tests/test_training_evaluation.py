@@ -100,6 +100,24 @@ def test_each_large_source_has_its_own_report(report: Report) -> None:
     assert means == pytest.approx(report.weak_quality)
 
 
+def test_calibration_is_told_of_each_head_and_of_the_gain(report: Report, rows: Labelled) -> None:
+    calibration = report.calibration
+    assert list(calibration.quality) == ["weak", "strong"]
+    assert calibration.gain.ece == report.calibration_error
+    for t, figures in enumerate(calibration.quality.values()):
+        assert figures.n == 360
+        assert figures.base_brier == pytest.approx(rows.quality[:, t].var())
+    # The weak head has a strong signal: better than its base rate on rows that no part and no curve was fitted on.
+    weak = calibration.quality["weak"]
+    assert weak.brier < weak.base_brier - 0.02
+    assert weak.auc > 0.7
+    assert weak.ece < 3 * weak.ece_by_chance
+    written = report.as_dict()
+    assert written["calibration"]["quality"]["weak"]["ece"] == weak.ece
+    assert len(written["calibration"]["gain"]["bins"]) == 10
+    assert written["by_source"]["two"]["calibration"]["quality"]["strong"]["n"] == 120
+
+
 def test_labels_that_are_noise_cannot_be_learned_across_folds(rows: Labelled) -> None:
     order = np.random.default_rng(3).permutation(360)
     noise = replace(one_source(rows), quality=rows.quality[order])
@@ -123,10 +141,11 @@ def splits(monkeypatch: pytest.MonkeyPatch) -> list[Split]:
         test: NDArray[np.intp],
         parts: tuple[str, ...],
         seed: int,
-    ) -> tuple[NDArray[np.bool_], dict[str, NDArray[np.float64]]]:
+    ) -> tuple[NDArray[np.bool_], NDArray[np.float64], dict[str, NDArray[np.float64]]]:
         seen.append((seed, frozenset(train.tolist()), frozenset(test.tolist())))
         score = np.random.default_rng(seed).random(len(dataset))[test]
-        return score > 0.5, dict.fromkeys(("learned", *parts, "tfidf_logistic", "minilm_knn"), score)
+        quality = np.stack([score, score], axis=1)
+        return score > 0.5, quality, dict.fromkeys(("learned", *parts, "tfidf_logistic", "minilm_knn"), score)
 
     monkeypatch.setattr("training.evaluation._fold", fold)
     return seen
@@ -237,7 +256,9 @@ def test_the_figures_are_those_of_the_scores(
     served = np.where(score > tiny_predictor.threshold, strong, weak)
     assert learned.nested_quality == pytest.approx(served.mean())
     assert learned.nested_strong_share_at_95 == pytest.approx((score > tiny_predictor.threshold).mean())
-    assert report_of(fresh, score).methods["learned"].apgr == learned.apgr
+    bare = report_of(fresh, score)
+    assert bare.methods["learned"].apgr == learned.apgr
+    assert bare.calibration.quality == {}
 
 
 def test_nothing_is_left_where_all_was_trained_on(

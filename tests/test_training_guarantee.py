@@ -33,7 +33,7 @@ class World:
 
 @pytest.fixture(scope="module")
 def truth() -> World:
-    return World(seed=10_000, n=300_000)
+    return World(seed=10_000, n=100_000)
 
 
 def test_the_promise_is_broken_no_oftener_than_stated(truth: World) -> None:
@@ -65,6 +65,48 @@ def test_few_rows_promise_nothing_and_say_so() -> None:
     assert "25 rows cannot promise" in found.words
 
 
+def test_copies_of_rows_promise_no_more_than_the_rows_themselves() -> None:
+    rows = World(4, 400)
+    once = guaranteed_threshold(rows.score, rows.weak, rows.strong, groups=np.arange(400))
+    copies = [np.tile(values, 5) for values in (rows.score, rows.weak, rows.strong)]
+    grouped = guaranteed_threshold(*copies, groups=np.tile(np.arange(400), 5))
+    assert grouped.chosen.threshold == once.chosen.threshold
+    assert grouped.p_value == pytest.approx(once.p_value)
+    assert "400 groups" in grouped.words
+    # Taken for independent rows they would promise more than they know.
+    assert guaranteed_threshold(*copies).chosen.strong_share < once.chosen.strong_share
+
+
+def test_a_group_counts_as_one_row_with_the_mean_of_its_losses() -> None:
+    """Rows that are right and rows that are wrong, grouped in pairs, are rows that are half right."""
+    rows = World(6, 500)
+    score = np.repeat(rows.score, 2)
+    weak = np.repeat(rows.weak_chance.round(1), 2)
+    apart = weak + np.tile([0.1, -0.1], 500)
+    strong = np.ones(1_000)
+    grouped = guaranteed_threshold(score, apart, strong, quality=0.7, groups=np.repeat(np.arange(500), 2))
+    merged = guaranteed_threshold(rows.score, weak[::2], strong[::2], quality=0.7, groups=np.arange(500))
+    assert grouped.chosen.threshold == merged.chosen.threshold
+    assert grouped.p_value == pytest.approx(merged.p_value)
+    assert 0.0 < merged.chosen.strong_share < 1.0
+
+
+def test_the_thresholds_that_are_tried_do_not_depend_on_the_rows() -> None:
+    for seed in (7, 8):
+        rows = World(seed, 2_000)
+        steps = 1_000 * guaranteed_threshold(rows.score, rows.weak, rows.strong).chosen.threshold
+        assert steps == pytest.approx(round(steps), abs=1e-9)
+
+
+def test_always_strong_alone_is_no_promise() -> None:
+    """Weak is always wrong: whatever is saved is lost, however many rows say so."""
+    score = np.random.default_rng(0).random(2_000)
+    found = guaranteed_threshold(score, np.zeros(2_000), np.ones(2_000), quality=0.999)
+    assert not found.possible
+    assert found.chosen.strong_share == 1.0
+    assert found.p_value == 0.0
+
+
 def test_a_larger_allowed_loss_saves_more_and_a_higher_confidence_less() -> None:
     rows = World(3, 3_000)
 
@@ -82,10 +124,27 @@ def test_a_larger_allowed_loss_saves_more_and_a_higher_confidence_less() -> None
 def test_p_values_are_valid_at_the_bar_itself(mean: float) -> None:
     """Where the mean loss is the bar, a p-value below .1 comes up in at most a tenth of the draws."""
     rng = np.random.default_rng(0)
-    losses = (rng.random((400, 2_000)) < mean).astype(np.float64)
+    losses = (rng.random((2_000, 400)) < mean).astype(np.float64)
     p = betting_p_values(losses, mean, lowest=0.0, highest=1.0, level=0.1)
     assert (p <= 0.1).mean() <= 0.1 + 3 * np.sqrt(0.09 / 2_000)
     assert (betting_p_values(losses, mean + 0.1, lowest=0.0, highest=1.0, level=0.1) <= 0.1).mean() > 0.8
+
+
+def test_a_game_that_ends_early_never_claims_more() -> None:
+    losses = (np.random.default_rng(2).random((50, 800)) < 0.4).astype(np.float64)
+    bounds = {"lowest": 0.0, "highest": 1.0, "level": 0.05}
+    whole = betting_p_values(losses, 0.5, **bounds)
+    short = betting_p_values(losses[:, :100], 0.5, **bounds, horizon=800)
+    assert (short >= whole).all()
+    assert (whole < 0.05).all()
+    assert (short < 0.05).any()
+
+
+def test_scores_below_any_gain_are_no_promise() -> None:
+    found = guaranteed_threshold(np.full(30, -1.5), np.ones(30), np.ones(30), confidence=0.999)
+    assert not found.possible
+    assert found.chosen.strong_share == 1.0
+    assert "99.9% confidence" in found.words
 
 
 @pytest.mark.parametrize(
@@ -107,6 +166,16 @@ def test_arguments_out_of_range_are_refused(arguments: dict[str, float], word: s
 def test_no_rows_are_an_error() -> None:
     with pytest.raises(DatasetError, match="no rows"):
         guaranteed_threshold([], [], [])
+
+
+def test_values_the_bounds_do_not_hold_for_are_refused() -> None:
+    rows = World(5, 50)
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        guaranteed_threshold(rows.score, 2 * rows.weak, rows.strong)
+    with pytest.raises(ValueError, match="finite"):
+        guaranteed_threshold(rows.score[1:], rows.weak, rows.strong)
+    with pytest.raises(ValueError, match="groups"):
+        guaranteed_threshold(rows.score, rows.weak, rows.strong, groups=["a"])
 
 
 # --- Several targets -------------------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from training.metrics import (
     aiq,
     apgr,
     apply_threshold,
+    auc,
     cost_quality_curve,
     cost_save,
     cpt,
@@ -22,12 +23,14 @@ from training.metrics import (
     evaluate_scores,
     expected_calibration_error,
     full_curve,
+    gain_calibration,
     gain_interval,
     mean_figures,
     oracle_scores,
     outcome_of,
     perf_gain,
     pgr,
+    quality_calibration,
     random_router_scores,
     random_strong_share_at,
     strong_share_at,
@@ -263,6 +266,74 @@ def test_calibration_error() -> None:
     assert expected_calibration_error(predicted + 0.1, actual, bins=2) == pytest.approx(0.1)
     assert expected_calibration_error(1 - predicted, actual, bins=2) == pytest.approx(0.6)
     assert expected_calibration_error([0.3], [1.0]) == pytest.approx(0.7)
+
+
+def test_quality_calibration_by_hand() -> None:
+    predicted = np.repeat(np.linspace(0.05, 0.95, 10), 100)
+    quality = (np.tile(np.arange(100), 10) < np.repeat(np.arange(10), 100) * 10 + 5).astype(np.float64)
+    figures = quality_calibration(predicted, quality)
+    assert figures.n == 1_000
+    assert figures.ece == pytest.approx(0.0, abs=1e-12)
+    assert figures.base_brier == pytest.approx(0.25)
+    assert figures.brier == pytest.approx(np.mean(predicted * (1 - predicted)))
+    assert [part.n for part in figures.bins] == [100] * 10
+    assert [part.observed for part in figures.bins] == pytest.approx(np.linspace(0.05, 0.95, 10))
+    # Wilson's interval for 5 of 100, as in Brown, Cai and DasGupta (2001).
+    assert (figures.bins[0].low, figures.bins[0].high) == pytest.approx((0.0215, 0.1118), abs=1e-4)
+    # Fractions vary less than shares of the same mean, and their intervals are narrower.
+    tenths = quality_calibration(predicted, np.tile([0.4, 0.6], 500)).bins[0]
+    assert (tenths.low, tenths.high) == pytest.approx((0.5 - 1.96 * 0.01, 0.5 + 1.96 * 0.01), abs=1e-4)
+    shifted = quality_calibration(predicted + 0.05, quality)
+    assert shifted.ece == pytest.approx(0.05)
+    assert shifted.brier == pytest.approx(figures.brier + 0.05**2)
+    assert shifted.ece_by_chance == figures.ece_by_chance
+    assert shifted.auc == figures.auc
+
+
+def test_calibration_error_by_chance_is_what_perfect_predictions_have() -> None:
+    random = np.random.default_rng(0)
+    found = []
+    for _ in range(200):
+        chance = random.random(500)
+        found.append(quality_calibration(chance, (random.random(500) < chance).astype(np.float64)))
+    assert np.mean([f.ece for f in found]) == pytest.approx(
+        np.mean([f.ece_by_chance for f in found]), rel=0.05
+    )
+
+
+def test_calibration_intervals_hold_the_truth() -> None:
+    random = np.random.default_rng(1)
+    inside = []
+    for _ in range(100):
+        chance = random.random((2, 400))
+        weak, strong = (random.random((2, 400)) < chance).astype(np.float64)
+        for figures, truth in (
+            (quality_calibration(chance[0], weak), chance[0]),
+            (gain_calibration(chance[1] - chance[0], weak, strong), chance[1] - chance[0]),
+        ):
+            parts = np.array_split(np.sort(truth), 10)
+            inside += [b.low <= part.mean() <= b.high for b, part in zip(figures.bins, parts, strict=True)]
+    assert 0.93 < np.mean(inside) < 0.99
+
+
+def test_the_event_of_the_gain_is_that_only_strong_is_right() -> None:
+    weak, strong = np.array([0, 0, 1, 1, 0.0]), np.array([1, 0, 1, 0, 1.0])
+    # Both rows with the event are above the three others but one.
+    assert gain_calibration([0.9, 0.2, 0.3, 0.5, 0.4], weak, strong).auc == pytest.approx(5 / 6)
+    figures = gain_calibration(strong - weak, weak, strong)
+    assert (figures.ece, figures.brier, figures.auc) == (0.0, 0.0, 1.0)
+    assert figures.base_brier == pytest.approx((strong - weak).var())
+
+
+def test_auc_counts_ties_half_and_takes_fractions() -> None:
+    assert auc([1, 1, 1, 1], [1, 0, 1, 0]) == 0.5
+    assert auc([0.1, 0.4, 0.35, 0.8], [0, 0, 1, 1]) == pytest.approx(0.75)
+    # A row of .25 is a quarter of a row with the event and three quarters of one without.
+    one = auc([0.2, 0.7, 0.7], [0.25, 1.0, 0.0])
+    four = auc([0.2] * 4 + [0.7] * 8, [1, 0, 0, 0] + [1] * 4 + [0] * 4)
+    assert one == pytest.approx(four)
+    assert math.isnan(auc([0.1, 0.2], [1, 1]))
+    assert gain_calibration([0.1, 0.2], [1, 1], [1, 1]).as_dict()["auc"] is None
 
 
 def test_aiq_is_the_area_under_the_non_decreasing_hull() -> None:

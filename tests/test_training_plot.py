@@ -9,7 +9,8 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from router.errors import UsageError
-from training.plot import curve_figure, plot_curve
+from training.metrics import Calibration, gain_calibration, quality_calibration
+from training.plot import curve_figure, plot_curve, plot_reliability, reliability_figure
 from training.threshold import for_strong_share
 
 Floats = NDArray[np.float64]
@@ -100,3 +101,46 @@ def test_pyplot_is_left_alone() -> None:
     curve_figure(*rows(50))
     pyplot = sys.modules.get("matplotlib.pyplot")
     assert pyplot is None or not pyplot.get_fignums()
+
+
+def calibration() -> Calibration:
+    score, weak, strong = rows()
+    heads = {"mini_$m$": quality_calibration(weak, weak), "frontier": quality_calibration(strong, 1 - strong)}
+    return Calibration(heads, gain_calibration(score, weak, strong))
+
+
+def test_reliability_shows_each_head_and_the_gain() -> None:
+    calibrated = calibration()
+    figure = reliability_figure(calibrated, title="Sample")
+    assert [axes.get_title() for axes in figure.axes] == [
+        "quality of mini_$m$",
+        "quality of frontier",
+        "gain",
+    ]
+    assert figure.get_suptitle() == "Sample"
+    drawn = (*calibrated.quality.values(), calibrated.gain)
+    for axes, figures in zip(figure.axes, drawn, strict=True):
+        (points,) = [line for line in axes.get_lines() if line.get_marker() == "o"]
+        assert np.asarray(points.get_xdata()) == pytest.approx([part.predicted for part in figures.bins])
+        assert np.asarray(points.get_ydata()) == pytest.approx([part.observed for part in figures.bins])
+        (told,) = [text.get_text() for text in axes.texts]
+        assert f"ECE {figures.ece:.3f}" in told
+        assert f"{figures.base_brier:.3f}" in told
+        # Everything that is drawn lies inside.
+        (low, high) = axes.get_ylim()
+        assert low < min(part.low for part in figures.bins)
+        assert max(part.high for part in figures.bins) < high
+    right, wrong, _ = figure.axes
+    assert [line.get_ydata()[0] < line.get_ydata()[-1] for line in (right.lines[1], wrong.lines[1])] == [
+        True,
+        False,
+    ]
+
+
+def test_reliability_is_written_as_told_by_the_suffix(tmp_path: Path) -> None:
+    plot_reliability(tmp_path / "r.png", calibration())
+    assert (tmp_path / "r.png").read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(UsageError, match=r"r\.txt: a plot is written as"):
+        plot_reliability(tmp_path / "r.txt", calibration())
+    with pytest.raises(UsageError, match="cannot be written"):
+        plot_reliability(tmp_path / "none" / "r.png", calibration())

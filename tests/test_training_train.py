@@ -121,6 +121,9 @@ def test_the_card_tells_what_a_user_must_know(trained: tuple[Fit, Path]) -> None
         "| learned |",
         "| random |",
         "mean gain",
+        "## Calibration",
+        "| quality of weak |",
+        "| gain |",
     ):
         assert words in card
 

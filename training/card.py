@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from router.bundle import Manifest
 from training.evaluation import Report
-from training.metrics import Interval, MethodFigures
+from training.metrics import CalibrationFigures, Interval, MethodFigures
 
 _ROWS = ("learned", "prompt_length", "random", "oracle")
 
@@ -39,6 +39,18 @@ def write_card(manifest: Manifest, report: Report | None, gain: Interval | None,
         lines += _table("all", report)
         for name, part in report.by_source.items():
             lines += _table(name, part)
+        lines += [
+            "## Calibration",
+            "",
+            "How far predictions can be taken at their word, on the same rows. ECE is the mean distance between predicted and "
+            "observed over ten bins of equally many rows; perfect predictions would have the one by chance. A Brier score (mean "
+            "squared error) counts beside that of the mean label. The AUC of the gain is for rows where only the dearer target "
+            "is right, against all others.",
+            "",
+        ]
+        lines += _calibration("all", report)
+        for name, part in report.by_source.items():
+            lines += _calibration(name, part)
     lines += [
         "",
         "## Limits",
@@ -67,6 +79,24 @@ def _table(name: str, report: Report) -> list[str]:
         *rows,
         "",
     ]
+
+
+def _calibration(name: str, report: Report) -> list[str]:
+    rows = {f"quality of {target}": figures for target, figures in report.calibration.quality.items()}
+    rows["gain"] = report.calibration.gain
+    return [
+        f"| {name} | ECE (by chance) | Brier (base rate's) | AUC |",
+        "| --- | --- | --- | --- |",
+        *(_calibrated(row, figures) for row, figures in rows.items()),
+        "",
+    ]
+
+
+def _calibrated(row: str, figures: CalibrationFigures) -> str:
+    return (
+        f"| {row} | {figures.ece:.3f} ({figures.ece_by_chance:.3f}) | {figures.brier:.3f} ({figures.base_brier:.3f}) "
+        f"| {figures.auc:.3f} |"
+    )
 
 
 def _row(method: str, figures: MethodFigures) -> str:

@@ -19,14 +19,16 @@ from training.dataset import Dataset, split_folds
 from training.estimator import QualityEstimator, source_weights
 from training.metrics import (
     QUALITY_BAR,
+    Calibration,
     MethodFigures,
     Outcome,
     evaluate_random,
     evaluate_scores,
-    expected_calibration_error,
+    gain_calibration,
     mean_figures,
     oracle_scores,
     outcome_of,
+    quality_calibration,
 )
 from training.threshold import for_quality, nested_outcome
 
@@ -49,8 +51,8 @@ class Report:
         Mean qualities.
     methods : mapping of str to MethodFigures
         ``learned``, its parts alone, ``random``, ``prompt_length``, ``oracle`` and the baselines.
-    calibration_error : float
-        Of the learned gain: mean distance between predicted and observed gain over ten bins.
+    calibration : Calibration
+        Of the learned gain, and of the quality heads where their predictions were given.
     by_source : mapping of str to Report
         The same for each source, where there are several.
     seen : int
@@ -63,9 +65,14 @@ class Report:
     weak_quality: float
     strong_quality: float
     methods: Mapping[str, MethodFigures]
-    calibration_error: float
+    calibration: Calibration
     by_source: Mapping[str, Report] = field(default_factory=dict)
     seen: int = 0
+
+    @property
+    def calibration_error(self) -> float:
+        """Of the learned gain: mean distance between predicted and observed gain over ten bins."""
+        return self.calibration.gain.ece
 
     def as_dict(self) -> dict[str, Any]:
         """For ``--json`` and the manifest."""
@@ -76,6 +83,7 @@ class Report:
             "weak_quality": self.weak_quality,
             "strong_quality": self.strong_quality,
             "calibration_error": self.calibration_error,
+            "calibration": self.calibration.as_dict(),
             "seen": self.seen,
             "methods": {name: figures.as_dict() for name, figures in self.methods.items()},
             "by_source": {name: report.as_dict() for name, report in self.by_source.items()},
@@ -151,9 +159,11 @@ def crossval(
     names = ("learned", *parts, "tfidf_logistic", "minilm_knn")
     scores = {name: np.empty((repeats, len(dataset))) for name in names}
     nested = np.empty((repeats, len(dataset)), dtype=bool)
-    for (r, k), (to_strong, found) in zip(tasks, results, strict=True):
+    quality = np.empty((repeats, *dataset.quality.shape))
+    for (r, k), (to_strong, heads, found) in zip(tasks, results, strict=True):
         rows = split[r] == k
         nested[r, rows] = to_strong
+        quality[r, rows] = heads
         for name in names:
             scores[name][r, rows] = found[name]
         progress()
@@ -176,7 +186,7 @@ def crossval(
         pairs = zip(scores["tfidf_logistic"][:, rows], scores["minilm_knn"][:, rows], strict=True)
         both = np.stack([standardised_mean(a, b) for a, b in pairs])
         methods["average"] = _baseline(part, both, folds_of, seed)
-        return _report(part, methods, scores["learned"][0, rows])
+        return _report(part, methods, scores["learned"][0, rows], quality[0, rows])
 
     everything = np.ones(len(dataset), dtype=bool)
     return _with_sources(report(everything), dataset, report)
@@ -196,7 +206,8 @@ def evaluate(predictor: Predictor, dataset: Dataset, features: Features, *, seed
     if not fresh.any():
         raise DatasetError(f"all {len(dataset)} rows were trained on: nothing is left to evaluate on")
     dataset, features = dataset.select(fresh), features.take(np.flatnonzero(fresh))
-    score = predictor.predict_features(features).score
+    prediction = predictor.predict_features(features)
+    score = prediction.score
 
     def report(rows: NDArray[np.bool_]) -> Report:
         part = dataset.select(rows)
@@ -205,14 +216,24 @@ def evaluate(predictor: Predictor, dataset: Dataset, features: Features, *, seed
         methods["learned"] = evaluate_scores(
             score[rows], *args, *costs, seed=seed, groups=part.groups
         ).with_nested(outcome_of(score[rows] > predictor.threshold, *args, *costs))
-        return _report(part, methods, score[rows])
+        return _report(part, methods, score[rows], prediction.quality[rows])
 
     everything = np.ones(len(dataset), dtype=bool)
     return _with_sources(report(everything), dataset, report, seen=int((~fresh).sum()))
 
 
-def report_of(dataset: Dataset, score: Floats, *, seed: int = 0) -> Report:
-    """The figures of given scores, by source: for scores of rows that their estimator was not fitted on."""
+def report_of(dataset: Dataset, score: Floats, quality: Floats | None = None, *, seed: int = 0) -> Report:
+    """The figures of given scores, by source: for scores of rows that their estimator was not fitted on.
+
+    Parameters
+    ----------
+    dataset : Dataset
+        As :func:`pair_rows` gives it.
+    score : ndarray, shape (n,)
+    quality : ndarray, shape (n, 2), optional
+        The predicted qualities of the two targets, for their calibration.
+    seed : int
+    """
 
     def report(rows: NDArray[np.bool_]) -> Report:
         part = dataset.select(rows)
@@ -220,7 +241,7 @@ def report_of(dataset: Dataset, score: Floats, *, seed: int = 0) -> Report:
         methods["learned"] = evaluate_scores(
             score[rows], *_pair(part), *_costs(part), seed=seed, groups=part.groups
         )
-        return _report(part, methods, score[rows])
+        return _report(part, methods, score[rows], None if quality is None else quality[rows])
 
     return _with_sources(report(np.ones(len(dataset), dtype=bool)), dataset, report)
 
@@ -232,21 +253,22 @@ def _fold(
     test: NDArray[np.intp],
     parts: Sequence[str],
     seed: int,
-) -> tuple[NDArray[np.bool_], dict[str, Floats]]:
-    """Whether the nested threshold sends each test row to strong, and its score by every trained method."""
+) -> tuple[NDArray[np.bool_], Floats, dict[str, Floats]]:
+    """Of each test row: whether the nested threshold sends it to strong, its two qualities, and its score by every method."""
     inside, outside = dataset.select(train), dataset.select(test)
     seen, asked = features.take(train), features.take(test)
     with threadpool_limits(limits=1):  # folds run beside one another
         estimator = QualityEstimator(dataset.targets, parts=parts, seed=seed)
         estimator.fit(seen, inside.quality, inside.groups, source_weights(inside.sources))
         chosen = for_quality(estimator.out_of_fold_.score, *_pair(inside), quality=QUALITY_BAR)
-        scores = {"learned": estimator.predict(asked).score}
+        prediction = estimator.predict(asked)
+        scores = {"learned": prediction.score}
         for part in parts:
             quality = predict_part(part, asked, prepare(estimator.arrays_))
             scores[part] = quality[:, 1] - quality[:, 0]
         scores["tfidf_logistic"] = tfidf_logistic(inside, outside, seen.embedding, asked.embedding, seed)
         scores["minilm_knn"] = minilm_knn(inside, outside, seen.embedding, asked.embedding, seed)
-    return scores["learned"] > chosen.threshold, scores
+    return scores["learned"] > chosen.threshold, prediction.quality, scores
 
 
 def _untrained(part: Dataset, folds: NDArray[Any] | None, seed: int) -> dict[str, MethodFigures]:
@@ -278,8 +300,18 @@ def _nested(score: Floats, part: Dataset, folds: NDArray[Any]) -> Outcome:
     return nested_outcome(score, *_pair(part), folds, *_costs(part))
 
 
-def _report(part: Dataset, methods: dict[str, MethodFigures], learned: Floats) -> Report:
+def _report(
+    part: Dataset, methods: dict[str, MethodFigures], learned: Floats, quality: Floats | None
+) -> Report:
     weak, strong = _pair(part)
+    heads = (
+        {}
+        if quality is None
+        else {
+            target: quality_calibration(quality[:, t], part.quality[:, t])
+            for t, target in enumerate(part.targets)
+        }
+    )
     order = (
         "learned",
         *PARTS,
@@ -297,7 +329,7 @@ def _report(part: Dataset, methods: dict[str, MethodFigures], learned: Floats) -
         weak_quality=float(weak.mean()),
         strong_quality=float(strong.mean()),
         methods={name: methods[name] for name in order if name in methods},
-        calibration_error=expected_calibration_error(learned, strong - weak),
+        calibration=Calibration(heads, gain_calibration(learned, weak, strong)),
     )
 
 

@@ -106,7 +106,9 @@ def _truncate(original: Any, layers: int) -> None:
     transformer = original[0].auto_model
     stack = getattr(getattr(transformer, "encoder", None), "layer", None)
     if stack is None:
-        raise EncoderError("--layers: this model keeps its layers where they are not looked for (encoder.layer)")
+        raise EncoderError(
+            "--layers: this model keeps its layers where they are not looked for (encoder.layer)"
+        )
     if not 1 <= layers <= len(stack):
         raise EncoderError(f"--layers {layers}: the model has {len(stack)} layers")
     transformer.encoder.layer = stack[:layers]

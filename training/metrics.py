@@ -15,8 +15,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -30,10 +31,14 @@ Floats = NDArray[np.float64]
 BINS = 10
 # The saving is told at this share of strong's quality.
 QUALITY_BAR = 0.95
+# Bins of a reliability diagram, and of its error.
+RELIABILITY_BINS = 10
 # Runs that a random router is averaged over.
 RANDOM_RUNS = 10
 # Means of the same numbers, summed in another order, differ by less.
 ROUNDING = 1e-12
+# Standard deviations that hold 95 % of a normal distribution.
+_Z = 1.959964
 
 
 @dataclass(frozen=True)
@@ -146,6 +151,76 @@ class MethodFigures:
         fields = dataclasses.asdict(self)
         fields["apgr_ci"] = [_or_none(bound) for bound in self.apgr_ci]
         return {name: _or_none(value) for name, value in fields.items()}
+
+
+@dataclass(frozen=True)
+class ReliabilityBin:
+    """Rows with neighbouring predictions.
+
+    Attributes
+    ----------
+    n : int
+    predicted, observed : float
+        Means.
+    low, high : float
+        95 % interval of the observed mean.
+    """
+
+    n: int
+    predicted: float
+    observed: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class CalibrationFigures:
+    """How far a predicted quality, or gain, can be taken at its word.
+
+    Attributes
+    ----------
+    n : int
+    ece : float
+        Expected calibration error, :func:`expected_calibration_error`.
+    ece_by_chance : float
+        What it would be on these rows if every bin's true mean were the predicted one: an error of this size is noise.
+    brier : float
+        Mean squared error; the Brier score where labels are 0 or 1.
+    base_brier : float
+        The same of the mean label of these rows, told of every row.
+    auc : float
+        Area under the ROC curve for the event; NaN where it always or never happens.
+    bins : tuple of ReliabilityBin
+        Rising, of equally many rows.
+    """
+
+    n: int
+    ece: float
+    ece_by_chance: float
+    brier: float
+    base_brier: float
+    auc: float
+    bins: tuple[ReliabilityBin, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON, which has no NaN and no tuples: None and lists stand for them."""
+        fields = dataclasses.asdict(self)
+        return fields | {"auc": _or_none(self.auc), "bins": list(fields["bins"])}
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Of a pair of targets: of each quality, by the target's name, and of the gain."""
+
+    quality: Mapping[str, CalibrationFigures]
+    gain: CalibrationFigures
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "quality": {name: figures.as_dict() for name, figures in self.quality.items()},
+            "gain": self.gain.as_dict(),
+        }
 
 
 def cost_quality_curve(score: ArrayLike, weak: ArrayLike, strong: ArrayLike, *, seed: int = 0) -> Curve:
@@ -454,7 +529,9 @@ def gain_interval(
     return Interval(value=float(gain.mean()), low=float(low), high=float(high))
 
 
-def expected_calibration_error(predicted: ArrayLike, actual: ArrayLike, *, bins: int = 10) -> float:
+def expected_calibration_error(
+    predicted: ArrayLike, actual: ArrayLike, *, bins: int = RELIABILITY_BINS
+) -> float:
     """Mean distance between predicted and actual quality (or gain), over bins of equally many rows.
 
     Rows are binned in the order of the prediction; each bin's |mean predicted − mean actual| counts by its
@@ -464,6 +541,110 @@ def expected_calibration_error(predicted: ArrayLike, actual: ArrayLike, *, bins:
     error = (predicted - actual)[np.argsort(predicted, kind="stable")]
     parts = np.array_split(error, min(bins, len(error)))
     return float(sum(abs(part.sum()) for part in parts) / len(error))
+
+
+def quality_calibration(predicted: ArrayLike, quality: ArrayLike) -> CalibrationFigures:
+    """Calibration of a predicted quality.
+
+    The intervals are Wilson's where labels are 0 or 1, and the normal ones of a mean where they are fractions. The event of the
+    AUC is a good answer: a quality q counts q as one and 1 − q as none, as where the curve is fitted.
+
+    Parameters
+    ----------
+    predicted : array_like, shape (n,)
+    quality : array_like, shape (n,)
+        0 to 1.
+
+    Raises
+    ------
+    DatasetError
+        There are no rows.
+    ValueError
+        Shapes differ, or a value is not finite.
+    """
+    predicted, quality, _ = _rows(predicted, quality, quality)
+    binary = bool(((quality == 0.0) | (quality == 1.0)).all())
+    return _calibration(predicted, quality, quality, _wilson if binary else partial(_normal, lowest=0.0))
+
+
+def gain_calibration(predicted: ArrayLike, weak: ArrayLike, strong: ArrayLike) -> CalibrationFigures:
+    """Calibration of a predicted gain.
+
+    The intervals are the normal ones of a mean. The event of the AUC is "only strong is right", which is what a strong call is
+    paid for, against all the rest; a fractional gain counts as that much of it, a negative one as none.
+
+    Parameters
+    ----------
+    predicted : array_like, shape (n,)
+    weak, strong : array_like, shape (n,)
+        Qualities, 0 to 1.
+
+    Raises
+    ------
+    As :func:`quality_calibration`.
+    """
+    predicted, weak, strong = _rows(predicted, weak, strong)
+    gain = strong - weak
+    return _calibration(predicted, gain, np.maximum(gain, 0.0), _normal)
+
+
+def auc(score: ArrayLike, event: ArrayLike) -> float:
+    """Chance that a row with the event scores above one without, equal scores counting half (Mann and Whitney 1947).
+
+    Parameters
+    ----------
+    score, event : array_like, shape (n,)
+        The event from 0 to 1; a fraction is that much of a row with it, and the rest of one without.
+
+    Returns
+    -------
+    float
+        NaN where every row has the event, or none.
+    """
+    score, event, _ = _rows(score, event, event)
+    _, level = np.unique(score, return_inverse=True)
+    positive, negative = np.bincount(level, event), np.bincount(level, 1.0 - event)
+    pairs = positive.sum() * negative.sum()
+    if pairs <= ROUNDING:
+        return math.nan
+    return float(positive @ (np.cumsum(negative) - negative / 2)) / float(pairs)
+
+
+def _calibration(
+    predicted: Floats, actual: Floats, event: Floats, interval: Callable[[Floats], tuple[float, float]]
+) -> CalibrationFigures:
+    parts = np.array_split(np.argsort(predicted, kind="stable"), min(RELIABILITY_BINS, len(predicted)))
+    # The mean of a normal's distance from its centre is √(2/π) standard deviations.
+    noise = [math.sqrt(2 / math.pi * len(part) * float(actual[part].var())) for part in parts]
+    return CalibrationFigures(
+        n=len(predicted),
+        ece=expected_calibration_error(predicted, actual),
+        ece_by_chance=sum(noise) / len(predicted),
+        brier=float(((predicted - actual) ** 2).mean()),
+        base_brier=float(actual.var()),
+        auc=auc(predicted, event),
+        bins=tuple(
+            ReliabilityBin(
+                len(part), float(predicted[part].mean()), float(actual[part].mean()), *interval(actual[part])
+            )
+            for part in parts
+        ),
+    )
+
+
+def _wilson(values: Floats) -> tuple[float, float]:
+    """Of a share (Wilson 1927): also of use where all rows are alike, unlike the normal one."""
+    n, mean = len(values), float(values.mean())
+    z2 = _Z**2
+    centre = (mean + z2 / (2 * n)) / (1 + z2 / n)
+    half = _Z / (1 + z2 / n) * math.sqrt(max(mean * (1 - mean), 0.0) / n + z2 / (4 * n * n))
+    return max(centre - half, 0.0), min(centre + half, 1.0)
+
+
+def _normal(values: Floats, lowest: float = -1.0) -> tuple[float, float]:
+    """Of a mean of values between ``lowest`` and 1."""
+    half = _Z * float(values.std()) / math.sqrt(len(values))
+    return max(float(values.mean()) - half, lowest), min(float(values.mean()) + half, 1.0)
 
 
 def aiq(cost: ArrayLike, quality: ArrayLike) -> float:

@@ -1,4 +1,4 @@
-"""Cost/quality curves as pictures."""
+"""Cost/quality curves and reliability diagrams as pictures."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from numpy.typing import ArrayLike, NDArray
 
 from router.errors import UsageError
-from training.metrics import QUALITY_BAR, Curve, full_curve, oracle_scores
+from training.metrics import QUALITY_BAR, Calibration, CalibrationFigures, Curve, full_curve, oracle_scores
 from training.threshold import ChosenThreshold
 
 XAxis = Literal["calls", "dollars"]
@@ -49,8 +49,7 @@ def plot_curve(
     UsageError
         The suffix is another one, or the file cannot be written.
     """
-    if path.suffix.lower() not in SUFFIXES:
-        raise UsageError(f"{path}: a plot is written as {', '.join(SUFFIXES)}")
+    _check_suffix(path)
     figure = curve_figure(
         score,
         weak,
@@ -63,6 +62,90 @@ def plot_curve(
         title=title,
         seed=seed,
     )
+    _save(figure, path)
+
+
+def plot_reliability(path: Path, calibration: Calibration, *, title: str = "") -> None:
+    """Draw :func:`reliability_figure` into a file, its format told by the suffix: PNG, SVG or PDF.
+
+    Raises
+    ------
+    UsageError
+        The suffix is another one, or the file cannot be written.
+    """
+    _check_suffix(path)
+    _save(reliability_figure(calibration, title=title), path)
+
+
+def reliability_figure(calibration: Calibration, *, title: str = "") -> Figure:
+    """Reliability diagrams: observed against predicted, for each quality head and for the gain.
+
+    A point is a bin of equally many rows with its 95 % interval; on the diagonal, predictions can be taken at their word.
+
+    Returns
+    -------
+    Figure
+        Bound to no window and to no global state of pyplot.
+    """
+    panels = {f"quality of {name}": figures for name, figures in calibration.quality.items()}
+    panels["gain"] = calibration.gain
+    figure = Figure(figsize=(4.3 * len(panels), 5.2), layout="constrained", facecolor="white")
+    for axes, (name, figures) in zip(
+        figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True
+    ):
+        _reliability(axes, figures)
+        axes.set_title(name, fontsize=12, color=_INK, pad=48, parse_math=False)
+        axes.set_xlabel(f"predicted {name.split(maxsplit=1)[0]}", fontsize=12, color=_INK)
+        axes.set_ylabel(f"observed {name.split(maxsplit=1)[0]}", fontsize=12, color=_INK)
+    if title:
+        figure.suptitle(title, fontsize=12, color=_INK, parse_math=False)
+    return figure
+
+
+def _reliability(axes: Any, figures: CalibrationFigures) -> None:
+    predicted = np.array([part.predicted for part in figures.bins])
+    observed = np.array([part.observed for part in figures.bins])
+    low = np.array([part.low for part in figures.bins])
+    high = np.array([part.high for part in figures.bins])
+    ends = np.array([min(predicted.min(), low.min()), max(predicted.max(), high.max())])
+    ends += np.array([-0.04, 0.04]) * np.ptp(ends)
+    axes.plot(ends, ends, color=_GREY, linestyle=(0, (1, 1.5)), linewidth=2.0, label="as predicted", zorder=1)
+    # Wilson's interval always holds the mean; rounding must not make a length negative.
+    length = np.maximum([observed - low, high - observed], 0.0)
+    axes.errorbar(
+        predicted,
+        observed,
+        yerr=length,
+        fmt="o",
+        color=_BLUE,
+        markersize=6,
+        capsize=3,
+        label="a bin of rows",
+        zorder=3,
+    )
+    axes.set_xlim(ends)
+    axes.set_ylim(ends)
+    axes.set_aspect("equal")
+    told = f"ECE {figures.ece:.3f} (by chance {figures.ece_by_chance:.3f})"
+    told += f"\nBrier {figures.brier:.3f} (base rate {figures.base_brier:.3f})"
+    if np.isfinite(figures.auc):
+        told += f"\nAUC {figures.auc:.3f}"
+    axes.text(
+        0.5, 1.02, told, transform=axes.transAxes, fontsize=10, color=_INK, ha="center", va="bottom"
+    )  # above, where it can hide no row
+    axes.legend(frameon=False, fontsize=10, loc="upper left")
+    axes.tick_params(labelsize=11, colors=_INK)
+    axes.grid(color=_LIGHT, linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _check_suffix(path: Path) -> None:
+    if path.suffix.lower() not in SUFFIXES:
+        raise UsageError(f"{path}: a plot is written as {', '.join(SUFFIXES)}")
+
+
+def _save(figure: Figure, path: Path) -> None:
     try:
         figure.savefig(path, dpi=160)
     except OSError as error:

@@ -7,15 +7,64 @@ import math
 from rich.table import Table
 
 from training.evaluation import Report
+from training.guarantee_study import GuaranteeStudy
 from training.ladder import LadderReport
-from training.metrics import MethodFigures
+from training.metrics import Calibration, MethodFigures
 
 
 def report_tables(report: Report, title: str) -> list[Table]:
-    """The whole first, then a table a source."""
-    tables = [_table(report, title)]
-    tables += [_table(part, name) for name, part in report.by_source.items()]
-    return tables
+    """The whole first, then a table a source; after each, how far its predictions can be taken at their word."""
+    parts = {title: report, **report.by_source}
+    return [
+        table
+        for name, part in parts.items()
+        for table in (_table(part, name), calibration_table(part.calibration, name))
+    ]
+
+
+def calibration_table(calibration: Calibration, title: str) -> Table:
+    """Error, Brier score and AUC of each quality head and of the gain."""
+    table = Table(
+        title=f"{title}: calibration",
+        title_justify="left",
+        caption="ECE over ten bins of equally many rows; by chance: what perfect predictions would have on these rows · "
+        "AUC of the gain: only strong right against the rest",
+        caption_justify="left",
+    )
+    table.add_column("predicted")
+    for name in ("ECE", "by chance", "Brier", "base rate's", "AUC"):
+        table.add_column(name, justify="right")
+    heads = {f"quality of {name}": figures for name, figures in calibration.quality.items()}
+    for name, of in {**heads, "gain": calibration.gain}.items():
+        figures = (of.ece, of.ece_by_chance, of.brier, of.base_brier, of.auc)
+        table.add_row(name, *(_number(figure, 3) for figure in figures))
+    return table
+
+
+def guarantee_table(study: GuaranteeStudy, title: str) -> Table:
+    """What promises cost and how often they are kept, beside thresholds without one."""
+    table = Table(
+        title=f"{title}: {study.n:,} rows, {study.splits} splits, {study.calibration:,} to choose on, "
+        f"{100 * study.confidence:g}% confidence",
+        title_justify="left",
+        caption="saved: share of calls not sent to strong, on the test half · broken: quality below the bar, on the test half "
+        f"(which has noise of its own) / on the population (at most {100 * (1 - study.confidence):.3g}% is promised)",
+        caption_justify="left",
+    )
+    table.add_column("allowed loss", justify="right")
+    for name in ("promised: saved", "nothing promised", "broken", "tuned: saved", "broken", "random: saved"):
+        table.add_column(name, justify="right")
+    for at in study.losses:
+        table.add_row(
+            f"{at.loss:.0%}",
+            f"{at.promised.saving:.1%} ± {at.promised.saving_sd:.1%}",
+            f"{at.nothing_promised:.0%}",
+            f"{at.promised.broken:.1%} / {at.promised.broken_population:.1%}",
+            f"{at.tuned.saving:.1%} ± {at.tuned.saving_sd:.1%}",
+            f"{at.tuned.broken:.1%} / {at.tuned.broken_population:.1%}",
+            f"{at.random_saving:.1%}",
+        )
+    return table
 
 
 def ladder_tables(report: LadderReport, title: str) -> list[Table]:
@@ -82,8 +131,7 @@ def _table(report: Report, title: str) -> Table:
     table = Table(
         title=f"{title}: n = {report.n:,} · {report.weak} {weak:.4f} · {report.strong} {strong:.4f}",
         title_justify="left",
-        caption=f"calibration error of the learned gain {report.calibration_error:.3f}"
-        + (f" · {report.seen:,} rows left out, the bundle was trained on them" if report.seen else ""),
+        caption=f"{report.seen:,} rows left out, the bundle was trained on them" if report.seen else None,
         caption_justify="left",
     )
     dollars = any(f.cost_saving_at_95 is not None for f in report.methods.values())

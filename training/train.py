@@ -113,7 +113,7 @@ def fit(
         pair = pair_rows(dataset, *dataset.targets)
         both = ~np.isnan(dataset.quality).any(axis=1)
         score = estimator.out_of_fold_.score[both]
-        report = report_of(pair, score, seed=seed)
+        report = report_of(pair, score, estimator.out_of_fold_.quality[both], seed=seed)
         gain = gain_interval(*pair.quality.T, groups=pair.groups, seed=seed)
         threshold = default_threshold(score, pair)
     else:
@@ -218,8 +218,8 @@ def tune(
     quality : float, optional
         Least share of strong's mean quality.
     confidence : float, optional
-        With ``quality``: how sure that share must be on new rows (:mod:`training.guarantee`). Of rows that share a group
-        one is used, since the others tell nothing independent of it.
+        With ``quality``: how sure that share must be on new rows (:mod:`training.guarantee`). Rows that share a group count
+        as one, since they tell nothing independent of each other.
     strong_share : float, optional
         Share of calls to strong.
     max_cost : float, optional
@@ -237,15 +237,20 @@ def tune(
     fresh = ~predictor.bundle.has_seen(pair.prompts)
     if not fresh.any():
         raise DatasetError(f"all {len(pair)} rows were trained on: a threshold needs rows that were not")
-    used = np.flatnonzero(fresh)
-    if confidence is not None:
-        used = used[np.unique(pair.groups[used], return_index=True)[1]]
-    rows, score = pair.select(used), predictor.predict_features(features.take(used)).score
+    rows = pair.select(fresh)
+    score = predictor.predict_features(features.take(np.flatnonzero(fresh))).score
     weak, strong = rows.quality.T
     low, high = rows.cost.T
     if quality is not None and confidence is not None:
         promise = guaranteed_threshold(
-            score, weak, strong, quality=quality, confidence=confidence, cost_weak=low, cost_strong=high
+            score,
+            weak,
+            strong,
+            quality=quality,
+            confidence=confidence,
+            groups=rows.groups,
+            cost_weak=low,
+            cost_strong=high,
         )
         if not promise.possible:
             raise DatasetError(f"{promise.words}; give more rows, or ask for less quality or confidence")
