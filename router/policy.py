@@ -21,6 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 from router.errors import PolicyError, UsageError
 
 PREDICT = "predict"
+STRONG = "strong"
 AUTO = "auto"
 MODE = re.compile(r"[a-z0-9][a-z0-9_.-]{0,63}")
 _LONGEST_MODEL = 256
@@ -119,12 +120,17 @@ class Predict(_Section):
 
     ``weak`` and ``strong`` name the two of a pair; ``targets`` maps the bundle's names, where there are more.
     Without a threshold, the bundle's own counts.
+
+    ``unknown`` says where a prompt goes that the bundle flags as unlike its training data: ``strong`` (the dearest of
+    the bundle's targets, which is what a client without a router would have asked), ``predict`` (the score decides as
+    for any other) or a target.
     """
 
     weak: Name | None = None
     strong: Name | None = None
     targets: Mapping[str, Name] = Field(default_factory=dict)
     threshold: Threshold | None = None
+    unknown: Name = STRONG
 
     @model_validator(mode="after")
     def _one_form(self) -> Predict:
@@ -290,7 +296,8 @@ def _bound(tier: str, predict: Predict, targets: Sequence[str], threshold: float
             "name one for each under targets"
         )
     in_force = predict.threshold if predict.threshold is not None else threshold
-    return Predict(targets=mapping, threshold=in_force)
+    flagged_to = mapping[targets[-1]] if predict.unknown == STRONG else predict.unknown
+    return Predict(targets=mapping, threshold=in_force, unknown=flagged_to)
 
 
 def default_policy_path() -> Path:
@@ -428,6 +435,13 @@ def _wrong_references(policy: Policy) -> Iterator[tuple[Loc, str]]:
         for where, target in chosen:
             if target != PREDICT and target not in policy.targets:
                 yield (*at, *where), f"no target is named {target}; there are {targets}"
+        if tier.predict is not None:
+            unknown = tier.predict.unknown
+            if unknown not in (PREDICT, STRONG, *policy.targets):
+                yield (
+                    (*at, "predict", "unknown"),
+                    f"{unknown} is none of {STRONG}, {PREDICT} and the targets, {targets}",
+                )
     if policy.default_tier is None and policy.tiers:
         yield ("default_tier",), f"is missing; the tiers are {', '.join(policy.tiers)}"
     elif policy.default_tier is not None and policy.default_tier not in policy.tiers:

@@ -8,6 +8,8 @@ are added with weights found on rows that the parts were not fitted on, and the 
 - ``trees``: gradient-boosted trees on dense features and the leading axes of that projection;
 - ``linear``: ridge regression on the embedding and piecewise-linear dense features.
 
+Beside them stands the novelty of a prompt: how unlike the training prompts it is, and so how little the stack knows of it.
+
 What each part needs is arrays named ``<part>.<array>``; this module is the only place that knows how they are used,
 and training predicts through it too.
 """
@@ -15,7 +17,7 @@ and training predicts through it too.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -64,11 +66,23 @@ class Prediction:
     gain : ndarray, shape (n, T)
         Calibrated expected gain in quality over the cheapest target; column 0 is zero. Calibrated as a gain, and so not
         exactly the difference of two calibrated qualities.
+    novelty : ndarray, shape (n,), or None
+        How unlike the training prompts a prompt is: 0 is their mean, and at most 5 % of prompts like them are over 1. None
+        where the bundle does not measure it.
     """
 
     targets: tuple[str, ...]
     quality: Floats
     gain: Floats
+    novelty: Floats | None = None
+
+    @property
+    def unfamiliar(self) -> NDArray[np.bool_]:
+        """Shape (n,): which prompts are flagged as unlike the training prompts; none where novelty is not measured."""
+        if self.novelty is None:
+            return np.zeros(len(self.gain), dtype=bool)
+        flagged: NDArray[np.bool_] = self.novelty > 1.0
+        return flagged
 
     @property
     def score(self) -> Floats:
@@ -237,7 +251,9 @@ def prepare(arrays: Arrays) -> dict[str, Array]:
 def predict(features: Features, arrays: Arrays, targets: tuple[str, ...], parts: Sequence[str]) -> Prediction:
     """Stack the parts and calibrate; ``arrays`` as :func:`prepare` gives them."""
     stacked = stack(np.stack([predict_part(part, features, arrays) for part in parts]), arrays)
-    return calibrate(stacked, arrays, targets)
+    prediction = calibrate(stacked, arrays, targets)
+    # A bundle of an earlier release measures no novelty.
+    return replace(prediction, novelty=novelty(features, arrays)) if "novelty.cut" in arrays else prediction
 
 
 def predict_part(part: str, features: Features, arrays: Arrays) -> Floats:
@@ -266,6 +282,34 @@ def calibrate(stacked: Floats, arrays: Arrays, targets: tuple[str, ...]) -> Pred
         inside = np.clip(raw, x[0], x[-1])
         gain[:, t] = np.interp(inside, x, y) + arrays["gain.slope"][t - 1] * (raw - inside)
     return Prediction(targets, quality, gain)
+
+
+def novelty(features: Features, arrays: Arrays) -> Floats:
+    """Shape (n,): the standardised signs of novelty added up, on a scale where the cut of a flag is 1."""
+    standard = (novelty_signs(features, arrays) - arrays["novelty.mean"]) / arrays["novelty.scale"]
+    total: Floats = standard.sum(axis=1) / arrays["novelty.cut"]
+    return total
+
+
+def novelty_signs(features: Features, arrays: Arrays) -> Floats:
+    """Two signs that a prompt is unlike the training prompts, shape (n, 2); one where the bundle has no words.
+
+    The first is the squared Mahalanobis distance of its embedding from their mean, with the variance of the training
+    prompts along each axis of the projection and their mean variance along all others (probabilistic PCA, Tipping and
+    Bishop 1999): what the projection leaves out is where other kinds of text stand out most. The second is the mean
+    inverse document frequency of its n-grams, in which one that no training prompt has counts most.
+    """
+    centred = features.embedding - arrays["projection.mean"]
+    axes = centred @ arrays["projection.axes"].T
+    # Axes in half precision are not quite of unit length, so a prompt may seem to have less than nothing beside them.
+    beside = np.maximum((centred**2).sum(axis=1) - (axes**2).sum(axis=1), 0.0)
+    signs = [(axes**2 / arrays["novelty.variance"]).sum(axis=1) + beside / arrays["novelty.rest"]]
+    if "words.idf" in arrays:
+        grams = features.ngrams
+        rows = np.repeat(np.arange(len(features)), np.diff(grams.start))
+        total = np.bincount(rows, weights=arrays["words.idf"][grams.bucket], minlength=len(features))
+        signs.append(total / np.maximum(np.diff(grams.start), 1))
+    return np.stack(signs, axis=1).astype(np.float64)
 
 
 def _sigmoid(x: Floats) -> Floats:

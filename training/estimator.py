@@ -17,6 +17,7 @@ from router.predictor import (
     Prediction,
     calibrate,
     linear_inputs,
+    novelty_signs,
     predict,
     predict_part,
     prepare,
@@ -28,6 +29,7 @@ from router.predictor import (
 )
 from training.calibration import fit_gain_curve, fit_quality_curve
 from training.dataset import split_folds
+from training.novelty import fit_variances
 
 Floats = NDArray[np.float64]
 
@@ -72,6 +74,8 @@ class QualityEstimator:
     out_of_fold_ : Prediction
         Predictions for the training rows, by parts that had not seen the row. Stacking weights for a row come from the
         other folds; only the two calibration curves have seen it.
+    novelty_signs_ : ndarray, shape (n, signs)
+        How unlike the others each training row is, measured by arrays that had not seen it.
     """
 
     def __init__(
@@ -121,6 +125,7 @@ class QualityEstimator:
     ) -> QualityEstimator:
         fold = split_folds(groups, min(self.folds, len(np.unique(groups))), self.seed)
         raw = np.full((len(self.parts), *quality.shape), np.nan)
+        signs: list[tuple[NDArray[np.intp], Floats]] = []
         for k in np.unique(fold):
             inside, held_out = np.flatnonzero(fold != k), np.flatnonzero(fold == k)
             arrays = prepare(
@@ -129,6 +134,7 @@ class QualityEstimator:
             rows = features.take(held_out)
             for p, part in enumerate(self.parts):
                 raw[p, held_out] = predict_part(part, rows, arrays)
+            signs.append((held_out, novelty_signs(rows, arrays)))
             progress()
 
         stacked = np.empty_like(quality)
@@ -143,6 +149,8 @@ class QualityEstimator:
             **fit_stack(raw, quality, weight),
             **curves,
         }
+        order = np.argsort(np.concatenate([rows for rows, _ in signs]))
+        self.novelty_signs_: Floats = np.concatenate([found for _, found in signs])[order]
         self._prepared = prepare(self.arrays_)
         progress()
         return self
@@ -160,6 +168,7 @@ def fit_parts(
     weight = np.ones(len(features)) if weight is None else weight
     for part in parts:
         arrays.update(_FITS[part](features, quality, weight, prepare(arrays), seed))
+    arrays.update(fit_variances(features, prepare(arrays)))
     return arrays
 
 

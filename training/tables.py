@@ -23,7 +23,8 @@ def _table(report: Report, title: str) -> Table:
         title=f"{title}: n = {report.n:,} · {report.weak} {weak:.4f} · {report.strong} {strong:.4f}",
         title_justify="left",
         caption=f"calibration error of the learned gain {report.calibration_error:.3f}"
-        + (f" · {report.seen:,} rows left out, the bundle was trained on them" if report.seen else ""),
+        + (f" · {report.seen:,} rows left out, the bundle was trained on them" if report.seen else "")
+        + ("" if report.unfamiliar is None else f" · {report.unfamiliar:.1%} flagged as unfamiliar"),
         caption_justify="left",
     )
     dollars = any(f.cost_saving_at_95 is not None for f in report.methods.values())
