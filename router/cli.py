@@ -162,10 +162,9 @@ def decide(
         return
     for decision in decisions:
         sign = ">" if decision["score"] > in_force else "≤"
-        unlike = f"  unlike the training data (novelty {decision['novelty']:.2f} > 1)"
         print(
             f"{decision['target']}  score {decision['score']:.4f} {sign} threshold {in_force:.4f}"
-            + (unlike if decision["unfamiliar"] else "")
+            + ("; unlike the training data" if decision["unfamiliar"] else "")
         )
 
 

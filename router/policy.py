@@ -437,6 +437,12 @@ def _wrong_references(policy: Policy) -> Iterator[tuple[Loc, str]]:
                 yield (*at, *where), f"no target is named {target}; there are {targets}"
         if tier.predict is not None:
             unknown = tier.predict.unknown
+            said = unknown == STRONG and "unknown" in tier.predict.model_fields_set
+            if said and STRONG in policy.targets and tier.predict.named()[-1] != STRONG:
+                yield (
+                    (*at, "predict", "unknown"),
+                    f"{STRONG} is a target too, but not the one that the tier's prediction ends with; rename it",
+                )
             if unknown not in (PREDICT, STRONG, *policy.targets):
                 yield (
                     (*at, "predict", "unknown"),

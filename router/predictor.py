@@ -42,6 +42,8 @@ Arrays = Mapping[str, Array]
 
 # Dense features are standardised and held to this many standard deviations: what lies beyond was not seen.
 DENSE_LIMIT = 4.0
+# For novelty what lies beyond is what counts, but one feature alone must not outweigh all else.
+NOVELTY_LIMIT = 10.0
 # The embedding's entries have a standard deviation of about 1/sqrt(d); this brings them near the dense features'.
 EMBEDDING_SCALE = 5.0
 # Axes of the projection that trees split on.
@@ -291,19 +293,30 @@ def novelty(features: Features, arrays: Arrays) -> Floats:
     return total
 
 
-def novelty_signs(features: Features, arrays: Arrays) -> Floats:
-    """Two signs that a prompt is unlike the training prompts, shape (n, 2); one where the bundle has no words.
+def standard_dense(features: Features, arrays: Arrays) -> Floats:
+    """Dense features in standard deviations of the training prompts', as novelty reads them, shape (n, D)."""
+    dense = (features.dense - arrays["novelty.dense_mean"]) / arrays["novelty.dense_scale"]
+    return np.clip(dense, -NOVELTY_LIMIT, NOVELTY_LIMIT).astype(np.float64)
 
-    The first is the squared Mahalanobis distance of its embedding from their mean, with the variance of the training
-    prompts along each axis of the projection and their mean variance along all others (probabilistic PCA, Tipping and
-    Bishop 1999): what the projection leaves out is where other kinds of text stand out most. The second is the mean
-    inverse document frequency of its n-grams, in which one that no training prompt has counts most.
+
+def novelty_signs(features: Features, arrays: Arrays) -> Floats:
+    """Signs that a prompt is unlike the training prompts, shape (n, 3); (n, 2) where the bundle has no words.
+
+    - The squared Mahalanobis distance of its embedding from their mean, with the variance of the training prompts along
+      each axis of the projection and their mean variance along all others (probabilistic PCA, Tipping and Bishop 1999):
+      what the projection leaves out is where other kinds of text stand out most.
+    - The squared Mahalanobis distance of its dense features: length, layout, state of the conversation.
+    - The mean inverse document frequency of its n-grams, in which one that no training prompt has counts most.
     """
     centred = features.embedding - arrays["projection.mean"]
     axes = centred @ arrays["projection.axes"].T
     # Axes in half precision are not quite of unit length, so a prompt may seem to have less than nothing beside them.
     beside = np.maximum((centred**2).sum(axis=1) - (axes**2).sum(axis=1), 0.0)
-    signs = [(axes**2 / arrays["novelty.variance"]).sum(axis=1) + beside / arrays["novelty.rest"]]
+    dense = standard_dense(features, arrays)
+    signs = [
+        (axes**2 / arrays["novelty.variance"]).sum(axis=1) + beside / arrays["novelty.rest"],
+        ((dense @ arrays["novelty.dense_precision"]) * dense).sum(axis=1),
+    ]
     if "words.idf" in arrays:
         grams = features.ngrams
         rows = np.repeat(np.arange(len(features)), np.diff(grams.start))

@@ -216,7 +216,7 @@ def test_rows_that_were_trained_on_are_left_out_and_counted(
     assert (mixed.n, mixed.seen) == (100, 150)
     assert (alone.n, alone.seen) == (100, 0)
     assert mixed.methods["learned"].apgr == pytest.approx(alone.methods["learned"].apgr)
-    assert set(alone.methods) == {"learned", "random", "prompt_length", "oracle"}
+    assert set(alone.methods) == {"learned", "unknown_to_strong", "random", "prompt_length", "oracle"}
 
 
 def test_a_prompt_that_differs_in_case_alone_counts_as_seen(

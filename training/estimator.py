@@ -29,7 +29,7 @@ from router.predictor import (
 )
 from training.calibration import fit_gain_curve, fit_quality_curve
 from training.dataset import split_folds
-from training.novelty import fit_variances
+from training.novelty import fit_distances
 
 Floats = NDArray[np.float64]
 
@@ -168,7 +168,7 @@ def fit_parts(
     weight = np.ones(len(features)) if weight is None else weight
     for part in parts:
         arrays.update(_FITS[part](features, quality, weight, prepare(arrays), seed))
-    arrays.update(fit_variances(features, prepare(arrays)))
+    arrays.update(fit_distances(features, weight, prepare(arrays)))
     return arrays
 
 

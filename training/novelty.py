@@ -1,4 +1,4 @@
-"""Which prompts are unlike the training prompts: the variances that novelty is measured by, and the cut of the flag.
+"""Which prompts are unlike the training prompts: what novelty is measured by, and the cut of the flag.
 
 Of rows like those of training at most ``FLAGGED`` are flagged. The cut is a split-conformal quantile of rows that were
 measured by arrays which had not seen them (conformal outlier detection: Bates et al. 2023, arXiv 2104.08279), and it is the
@@ -17,13 +17,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from router.features import Features
-from router.predictor import Array, Arrays, project
+from router.predictor import Array, Arrays, project, standard_dense
 from training.dataset import split_folds
 
 Floats = NDArray[np.float64]
 
 # The share of rows like those of training that may be flagged.
 FLAGGED = 0.05
+# How far the correlations of the dense features are drawn to none, and their least standard deviation: they are shares
+# and logarithms.
+SHRINKAGE = 0.1
+LEAST_SPREAD = 0.05
 # A source with fewer rows has no quantile of its own: of 19 rows none is beyond the 95 % quantile but the largest.
 MINIMUM_ROWS = 60
 
@@ -47,19 +51,41 @@ class NoveltyFigures:
         return {"flagged": self.flagged, "by_source": dict(self.by_source)}
 
 
-def fit_variances(features: Features, arrays: Arrays) -> dict[str, Array]:
-    """The variance of the training prompts along each axis of the projection, and the mean along all others."""
+def fit_distances(features: Features, weight: Floats, arrays: Arrays) -> dict[str, Array]:
+    """What distances from the training prompts are measured by, in the embedding and in the dense features.
+
+    Parameters
+    ----------
+    features : Features of n prompts
+    weight : ndarray, shape (n,)
+        How much each row counts.
+    arrays : mapping
+        The projection.
+    """
     axes = project(features.embedding, arrays).astype(np.float64)
-    centred = features.embedding - arrays["projection.mean"]
-    dimension, kept = features.embedding.shape[1], axes.shape[1]
-    variance = (axes**2).mean(axis=0)
-    rest = float((centred.astype(np.float64) ** 2).sum(axis=1).mean()) - float(variance.sum())
-    # As many axes as dimensions leave nothing over, and few rows leave axes without variance.
-    least = max(1e-6 * float(variance.sum()), 1e-12)
-    return {
-        "novelty.variance": np.maximum(variance, least).astype(np.float32),
-        "novelty.rest": np.array(max(rest / max(dimension - kept, 1), least), dtype=np.float32),
+    square = ((features.embedding - arrays["projection.mean"]).astype(np.float64) ** 2).sum(axis=1)
+    variance = np.average(axes**2, axis=0, weights=weight)
+    n, dimension = features.embedding.shape
+    whole = max(float(np.average(square, weights=weight)), 1e-12)
+    mean_variance = whole / dimension
+    rest = (whole - float(variance.sum())) / max(dimension - axes.shape[1], 1)
+    # Few rows overstate the variance of the leading axes and understate all others, so variances are drawn to their mean
+    # (as Ledoit and Wolf 2004 do), the more the fewer the rows are beside the dimensions.
+    drawn = dimension / (n + dimension)
+
+    mean = np.average(features.dense, axis=0, weights=weight)
+    spread = np.sqrt(np.average((features.dense - mean) ** 2, axis=0, weights=weight))
+    fitted: dict[str, Array] = {
+        "novelty.variance": (variance + drawn * (mean_variance - variance)).astype(np.float32),
+        "novelty.rest": np.array(rest + drawn * (mean_variance - rest), dtype=np.float32),
+        "novelty.dense_mean": mean.astype(np.float32),
+        # A feature that never varied is a strong sign once it does, but not an infinite one.
+        "novelty.dense_scale": np.maximum(spread, LEAST_SPREAD).astype(np.float32),
     }
+    dense = standard_dense(features, fitted)
+    covariance = (dense * weight[:, None]).T @ dense / weight.sum()
+    shrunk = (1.0 - SHRINKAGE) * covariance + SHRINKAGE * np.eye(len(covariance))
+    return fitted | {"novelty.dense_precision": np.linalg.inv(shrunk)}
 
 
 def fit_cut(signs: Floats, sources: NDArray[Any]) -> dict[str, Array]:
