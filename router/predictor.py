@@ -287,42 +287,47 @@ def calibrate(stacked: Floats, arrays: Arrays, targets: tuple[str, ...]) -> Pred
 
 
 def novelty(features: Features, arrays: Arrays) -> Floats:
-    """Shape (n,): the standardised signs of novelty added up, on a scale where the cut of a flag is 1."""
-    standard = (novelty_signs(features, arrays) - arrays["novelty.mean"]) / arrays["novelty.scale"]
-    total: Floats = standard.sum(axis=1) / arrays["novelty.cut"]
-    return total
+    """How unlike the training prompts each prompt is, shape (n,): as it is seen from the source it is most like.
 
-
-def standard_dense(features: Features, arrays: Arrays) -> Floats:
-    """Dense features in standard deviations of the training prompts', as novelty reads them, shape (n, D)."""
-    dense = (features.dense - arrays["novelty.dense_mean"]) / arrays["novelty.dense_scale"]
-    return np.clip(dense, -NOVELTY_LIMIT, NOVELTY_LIMIT).astype(np.float64)
+    From each source the standardised signs of novelty are added up, on a scale where the source's cut is 1.
+    """
+    signs = novelty_signs(features, arrays)
+    standard = (signs - arrays["novelty.mean"][:, None]) / arrays["novelty.scale"][:, None]
+    least: Floats = (standard.sum(axis=2) / arrays["novelty.cut"][:, None]).min(axis=0)
+    return least
 
 
 def novelty_signs(features: Features, arrays: Arrays) -> Floats:
-    """Signs that a prompt is unlike the training prompts, shape (n, 3); (n, 2) where the bundle has no words.
+    """Signs that a prompt is unlike those of each source, shape (S, n, 3); (S, n, 2) where the bundle has no words.
 
-    - The squared Mahalanobis distance of its embedding from their mean, with the variance of the training prompts along
-      each axis of the projection and their mean variance along all others (probabilistic PCA, Tipping and Bishop 1999):
-      what the projection leaves out is where other kinds of text stand out most.
+    - The squared Mahalanobis distance of its embedding from the source's mean, with the source's variance along each
+      axis of the projection and its mean variance along all others (probabilistic PCA, Tipping and Bishop 1999): what the
+      projection leaves out is where other kinds of text stand out most.
     - The squared Mahalanobis distance of its dense features: length, layout, state of the conversation.
     - The mean inverse document frequency of its n-grams, in which one that no training prompt has counts most.
     """
-    centred = features.embedding - arrays["projection.mean"]
-    axes = centred @ arrays["projection.axes"].T
-    # Axes in half precision are not quite of unit length, so a prompt may seem to have less than nothing beside them.
-    beside = np.maximum((centred**2).sum(axis=1) - (axes**2).sum(axis=1), 0.0)
-    dense = standard_dense(features, arrays)
-    signs = [
-        (axes**2 / arrays["novelty.variance"]).sum(axis=1) + beside / arrays["novelty.rest"],
-        ((dense @ arrays["novelty.dense_precision"]) * dense).sum(axis=1),
-    ]
+    grams, signs = features.ngrams, []
+    rare = []
     if "words.idf" in arrays:
-        grams = features.ngrams
         rows = np.repeat(np.arange(len(features)), np.diff(grams.start))
         total = np.bincount(rows, weights=arrays["words.idf"][grams.bucket], minlength=len(features))
-        signs.append(total / np.maximum(np.diff(grams.start), 1))
-    return np.stack(signs, axis=1).astype(np.float64)
+        rare = [total / np.maximum(np.diff(grams.start), 1)]
+    for s, centre in enumerate(arrays["novelty.centre"]):
+        centred = features.embedding - centre
+        axes = centred @ arrays["projection.axes"].T
+        # Axes in half precision are not quite of unit length, so a prompt may seem to have less than nothing beside them.
+        beside = np.maximum((centred**2).sum(axis=1) - (axes**2).sum(axis=1), 0.0)
+        distance = (axes**2 / arrays["novelty.variance"][s]).sum(axis=1) + beside / arrays["novelty.rest"][s]
+        dense = standard_dense(features, arrays["novelty.dense_mean"][s], arrays["novelty.dense_scale"][s])
+        form = ((dense @ arrays["novelty.dense_precision"][s]) * dense).sum(axis=1)
+        signs.append(np.stack([distance, form, *rare], axis=1))
+    return np.stack(signs).astype(np.float64)
+
+
+def standard_dense(features: Features, mean: Array, scale: Array) -> NDArray[np.float32]:
+    """Dense features in standard deviations, held to ``NOVELTY_LIMIT`` of them, shape (n, D)."""
+    dense: NDArray[np.float32] = np.clip((features.dense - mean) / scale, -NOVELTY_LIMIT, NOVELTY_LIMIT)
+    return dense
 
 
 def _sigmoid(x: Floats) -> Floats:

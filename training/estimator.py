@@ -17,7 +17,6 @@ from router.predictor import (
     Prediction,
     calibrate,
     linear_inputs,
-    novelty_signs,
     predict,
     predict_part,
     prepare,
@@ -29,7 +28,6 @@ from router.predictor import (
 )
 from training.calibration import fit_gain_curve, fit_quality_curve
 from training.dataset import split_folds
-from training.novelty import fit_distances
 
 Floats = NDArray[np.float64]
 
@@ -74,8 +72,6 @@ class QualityEstimator:
     out_of_fold_ : Prediction
         Predictions for the training rows, by parts that had not seen the row. Stacking weights for a row come from the
         other folds; only the two calibration curves have seen it.
-    novelty_signs_ : ndarray, shape (n, signs)
-        How unlike the others each training row is, measured by arrays that had not seen it.
     """
 
     def __init__(
@@ -125,7 +121,6 @@ class QualityEstimator:
     ) -> QualityEstimator:
         fold = split_folds(groups, min(self.folds, len(np.unique(groups))), self.seed)
         raw = np.full((len(self.parts), *quality.shape), np.nan)
-        signs: list[tuple[NDArray[np.intp], Floats]] = []
         for k in np.unique(fold):
             inside, held_out = np.flatnonzero(fold != k), np.flatnonzero(fold == k)
             arrays = prepare(
@@ -134,7 +129,6 @@ class QualityEstimator:
             rows = features.take(held_out)
             for p, part in enumerate(self.parts):
                 raw[p, held_out] = predict_part(part, rows, arrays)
-            signs.append((held_out, novelty_signs(rows, arrays)))
             progress()
 
         stacked = np.empty_like(quality)
@@ -149,8 +143,6 @@ class QualityEstimator:
             **fit_stack(raw, quality, weight),
             **curves,
         }
-        order = np.argsort(np.concatenate([rows for rows, _ in signs]))
-        self.novelty_signs_: Floats = np.concatenate([found for _, found in signs])[order]
         self._prepared = prepare(self.arrays_)
         progress()
         return self
@@ -164,11 +156,10 @@ def fit_parts(
     features: Features, quality: Floats, parts: Sequence[str], seed: int, weight: Floats | None = None
 ) -> dict[str, Array]:
     """The arrays of each part, fitted on the rows given. Targets without a label for a row leave the row out."""
-    arrays: dict[str, Array] = _fit_projection(features)
+    arrays: dict[str, Array] = fit_projection(features)
     weight = np.ones(len(features)) if weight is None else weight
     for part in parts:
         arrays.update(_FITS[part](features, quality, weight, prepare(arrays), seed))
-    arrays.update(fit_distances(features, weight, prepare(arrays)))
     return arrays
 
 
@@ -245,7 +236,8 @@ def _mean(quality: Floats, weight: Floats) -> Floats:
     return mean
 
 
-def _fit_projection(features: Features) -> dict[str, Array]:
+def fit_projection(features: Features) -> dict[str, Array]:
+    """The leading principal axes of the embeddings."""
     mean = features.embedding.mean(axis=0)
     # The axes of the covariance, in order of falling variance; cheaper than an SVD of all rows.
     centred = (features.embedding - mean).astype(np.float64)
@@ -256,6 +248,13 @@ def _fit_projection(features: Features) -> dict[str, Array]:
     }
 
 
+def fit_idf(features: Features) -> NDArray[np.float16]:
+    """Smoothed inverse document frequency of every bucket, shape (NGRAM_BUCKETS,)."""
+    containing = np.bincount(features.ngrams.bucket, minlength=NGRAM_BUCKETS)
+    idf: NDArray[np.float16] = (np.log((1.0 + len(features)) / (1.0 + containing)) + 1.0).astype(np.float16)
+    return idf
+
+
 def _fit_words(
     features: Features, quality: Floats, weight: Floats, arrays: Arrays, seed: int
 ) -> dict[str, Array]:
@@ -264,8 +263,7 @@ def _fit_words(
 
     n = len(features)
     grams = features.ngrams
-    containing = np.bincount(grams.bucket, minlength=NGRAM_BUCKETS)
-    idf = (np.log((1.0 + n) / (1.0 + containing)) + 1.0).astype(np.float16)
+    idf = fit_idf(features)
     values = tfidf(features, idf.astype(np.float32))
     x = csr_matrix((values, grams.bucket, grams.start), shape=(n, NGRAM_BUCKETS))
     coefficients, intercepts = [], []

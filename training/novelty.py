@@ -1,9 +1,10 @@
 """Which prompts are unlike the training prompts: what novelty is measured by, and the cut of the flag.
 
-Of rows like those of training at most ``FLAGGED`` are flagged. The cut is a split-conformal quantile of rows that were
-measured by arrays which had not seen them (conformal outlier detection: Bates et al. 2023, arXiv 2104.08279), and it is the
-highest of the quantiles of the sources: a rare source is held to the same share as a common one (Mondrian conformal
-prediction, Vovk et al. 2003). Against rows of another kind it promises nothing; how many it catches is measured.
+Each source has a distance and a cut of its own, and a prompt is flagged where it is beyond the cut of every source (the
+nearest of the classes counts, as in Lee et al. 2018, arXiv 1807.03888). Of rows like those of a source at most ``FLAGGED``
+are beyond its own cut, and so flagged: the cut is the conformal quantile of rows of the source that were measured by arrays
+which had not seen them (conformal outlier detection: Bates et al. 2023, arXiv 2104.08279; by source: Vovk et al. 2003).
+Of rows of another kind it promises nothing; how many it catches is measured.
 """
 
 from __future__ import annotations
@@ -15,21 +16,25 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 
 from router.features import Features
-from router.predictor import Array, Arrays, project, standard_dense
+from router.predictor import Array, Arrays, novelty_signs, prepare, standard_dense
 from training.dataset import split_folds
+from training.estimator import fit_idf, fit_projection
 
 Floats = NDArray[np.float64]
 
 # The share of rows like those of training that may be flagged.
 FLAGGED = 0.05
-# How far the correlations of the dense features are drawn to none, and their least standard deviation: they are shares
-# and logarithms.
+# A smaller source shares a distance with the other small ones.
+MINIMUM_ROWS = 60
+# More sources than these cost more than they tell; the largest are kept apart.
+MAXIMUM_SOURCES = 8
+# How far correlations of the dense features are drawn to none, and their least standard deviation: they are shares and
+# logarithms.
 SHRINKAGE = 0.1
 LEAST_SPREAD = 0.05
-# A source with fewer rows has no quantile of its own: of 19 rows none is beyond the 95 % quantile but the largest.
-MINIMUM_ROWS = 60
 
 
 @dataclass(frozen=True)
@@ -51,86 +56,159 @@ class NoveltyFigures:
         return {"flagged": self.flagged, "by_source": dict(self.by_source)}
 
 
-def fit_distances(features: Features, weight: Floats, arrays: Arrays) -> dict[str, Array]:
-    """What distances from the training prompts are measured by, in the embedding and in the dense features.
+def fit_novelty(
+    features: Features,
+    sources: NDArray[Any],
+    groups: NDArray[Any],
+    arrays: Arrays,
+    *,
+    folds: int = 5,
+    seed: int = 0,
+) -> tuple[dict[str, Array], NoveltyFigures]:
+    """What novelty is measured by, and how many rows like the training rows it flags.
 
     Parameters
     ----------
     features : Features of n prompts
-    weight : ndarray, shape (n,)
-        How much each row counts.
+    sources : ndarray, shape (n,)
+    groups : ndarray, shape (n,)
+        Rows of one group stay in one fold.
     arrays : mapping
-        The projection.
+        The estimator's, prepared: its projection, and the frequencies of words where it has them.
     """
-    axes = project(features.embedding, arrays).astype(np.float64)
-    square = ((features.embedding - arrays["projection.mean"]).astype(np.float64) ** 2).sum(axis=1)
-    variance = np.average(axes**2, axis=0, weights=weight)
-    n, dimension = features.embedding.shape
-    whole = max(float(np.average(square, weights=weight)), 1e-12)
-    mean_variance = whole / dimension
-    rest = (whole - float(variance.sum())) / max(dimension - axes.shape[1], 1)
-    # Few rows overstate the variance of the leading axes and understate all others, so variances are drawn to their mean
-    # (as Ledoit and Wolf 2004 do), the more the fewer the rows are beside the dimensions.
-    drawn = dimension / (n + dimension)
-
-    mean = np.average(features.dense, axis=0, weights=weight)
-    spread = np.sqrt(np.average((features.dense - mean) ** 2, axis=0, weights=weight))
-    fitted: dict[str, Array] = {
-        "novelty.variance": (variance + drawn * (mean_variance - variance)).astype(np.float32),
-        "novelty.rest": np.array(rest + drawn * (mean_variance - rest), dtype=np.float32),
-        "novelty.dense_mean": mean.astype(np.float32),
-        # A feature that never varied is a strong sign once it does, but not an infinite one.
-        "novelty.dense_scale": np.maximum(spread, LEAST_SPREAD).astype(np.float32),
-    }
-    dense = standard_dense(features, fitted)
-    covariance = (dense * weight[:, None]).T @ dense / weight.sum()
-    shrunk = (1.0 - SHRINKAGE) * covariance + SHRINKAGE * np.eye(len(covariance))
-    return fitted | {"novelty.dense_precision": np.linalg.inv(shrunk)}
+    kinds = kinds_of(sources)
+    fold = split_folds(groups, min(folds, len(np.unique(groups))), seed)
+    with threadpool_limits(limits=1):
+        fitted = fit_distances(features, kinds, arrays)
+        held_out = []
+        for k in np.unique(fold):
+            inside = np.flatnonzero(fold != k)
+            rows = features.take(inside)
+            found: dict[str, Array] = fit_projection(rows)
+            if "words.idf" in arrays:
+                found["words.idf"] = fit_idf(rows)
+            measures = prepare(found)
+            measures |= fit_distances(rows, kinds[inside], measures, kinds.max() + 1)
+            held_out.append(novelty_signs(features.take(np.flatnonzero(fold == k)), measures))
+    signs = np.empty((len(held_out[0]), len(features), held_out[0].shape[2]))
+    for k, part in zip(np.unique(fold), held_out, strict=True):
+        signs[:, fold == k] = part
+    return fitted | fit_cuts(signs, kinds), cross_validated(signs, kinds, sources, fold)
 
 
-def fit_cut(signs: Floats, sources: NDArray[Any]) -> dict[str, Array]:
-    """How signs of novelty are added up, and from what sum on a prompt is flagged.
+def kinds_of(sources: NDArray[Any]) -> NDArray[np.intp]:
+    """Which of the distances each row belongs to, shape (n,): its source's, or that of all small sources together."""
+    _, member, counts = np.unique(sources, return_inverse=True, return_counts=True)
+    by_size = np.argsort(-counts, kind="stable")
+    large = [s for s in by_size[:MAXIMUM_SOURCES] if counts[s] >= MINIMUM_ROWS] or [int(by_size[0])]
+    kind = np.full(len(counts), len(large))
+    kind[large] = np.arange(len(large))
+    kinds: NDArray[np.intp] = kind[member]
+    # Too few rows for a distance of their own, even together, count with the largest source.
+    few = kinds == len(large)
+    kinds[few] = 0 if few.sum() < MINIMUM_ROWS else len(large)
+    return kinds
+
+
+def fit_distances(
+    features: Features, kinds: NDArray[np.intp], arrays: Arrays, count: int | None = None
+) -> dict[str, Array]:
+    """What distances from each kind of prompt are measured by, in the embedding and in the dense features.
 
     Parameters
     ----------
-    signs : ndarray, shape (n, signs)
-        Of rows that the arrays which measured them had not seen.
-    sources : ndarray, shape (n,)
+    features : Features of n prompts
+    kinds : ndarray, shape (n,)
+    arrays : mapping
+        The projection.
+    count : int, optional
+        How many kinds there are, where a kind may be without a row here; it is then measured as all rows are.
     """
-    mean, scale = signs.mean(axis=0), signs.std(axis=0)
-    scale[scale < 1e-12] = np.inf  # a sign that is the same for all says nothing
-    total = ((signs - mean) / scale).sum(axis=1)
-    # Novelty is given in units of the cut, which must be above the mean.
-    cut = max(conformal_cut(total, sources), 1e-6)
-    return {"novelty.mean": mean, "novelty.scale": scale, "novelty.cut": np.array(cut)}
+    fitted = []
+    for kind in range(kinds.max() + 1 if count is None else count):
+        rows = np.flatnonzero(kinds == kind)
+        chosen = features.take(rows) if len(rows) > 1 else features
+        fitted.append(_fit_embedding(chosen, arrays) | _fit_dense(chosen))
+    return {name: np.stack([one[name] for one in fitted]).astype(np.float32) for name in fitted[0]}
 
 
-def conformal_cut(total: Floats, sources: NDArray[Any], flagged: float = FLAGGED) -> float:
-    """The value that at most a share ``flagged`` of new rows of any source is over: the ⌈(n + 1)(1 − flagged)⌉-th smallest.
+def _fit_embedding(features: Features, arrays: Arrays) -> dict[str, Array]:
+    n, dimension = features.embedding.shape
+    centre = features.embedding.mean(axis=0)
+    centred = (features.embedding - centre).astype(np.float64)
+    variance = ((centred @ arrays["projection.axes"].T) ** 2).mean(axis=0)
+    whole = max(float((centred**2).sum(axis=1).mean()), 1e-12)
+    rest = (whole - float(variance.sum())) / max(dimension - len(variance), 1)
+    # Few rows overstate the variance of the leading axes and understate all others, so variances are drawn to their mean
+    # (as Ledoit and Wolf 2004 do), the more the fewer the rows are beside the dimensions.
+    drawn = dimension / (n + dimension)
+    mean = whole / dimension
+    return {
+        "novelty.centre": centre,
+        "novelty.variance": variance + drawn * (mean - variance),
+        "novelty.rest": np.array(max(rest, 0.0) + drawn * (mean - max(rest, 0.0))),
+    }
 
-    Sources of under ``MINIMUM_ROWS`` rows share a quantile with all rows.
+
+def _fit_dense(features: Features) -> dict[str, Array]:
+    mean = features.dense.mean(axis=0)
+    # A feature that never varied is a strong sign once it does, but not an infinite one.
+    scale = np.maximum(features.dense.std(axis=0), LEAST_SPREAD)
+    dense = standard_dense(features, mean, scale).astype(np.float64)
+    covariance = dense.T @ dense / len(dense)
+    shrunk = (1.0 - SHRINKAGE) * covariance + SHRINKAGE * np.eye(len(covariance))
+    return {
+        "novelty.dense_mean": mean,
+        "novelty.dense_scale": scale,
+        "novelty.dense_precision": np.linalg.inv(shrunk),
+    }
+
+
+def fit_cuts(signs: Floats, kinds: NDArray[np.intp]) -> dict[str, Array]:
+    """How the signs of novelty are added up for each kind, and from what sum on a prompt is beyond it.
+
+    Parameters
+    ----------
+    signs : ndarray, shape (S, n, signs)
+        Of rows that the arrays which measured them had not seen, as seen from each kind.
+    kinds : ndarray, shape (n,)
+        From 0 to S − 1.
     """
-    names, counts = np.unique(sources, return_counts=True)
-    sets = [total, *(total[sources == name] for name in names[counts >= MINIMUM_ROWS])]
-    return max(_quantile(values, flagged) for values in sets)
+    means, scales, cuts = [], [], []
+    for kind, seen in enumerate(signs):
+        own = seen[kinds == kind]
+        mean, scale = own.mean(axis=0), own.std(axis=0)
+        scale[scale < 1e-12] = np.inf  # a sign that is the same for all says nothing
+        # Novelty is given in units of the cut, which must be above the mean.
+        cuts.append(max(conformal_cut(((own - mean) / scale).sum(axis=1)), 1e-6))
+        means.append(mean)
+        scales.append(scale)
+    return {
+        "novelty.mean": np.stack(means),
+        "novelty.scale": np.stack(scales),
+        "novelty.cut": np.array(cuts),
+    }
 
 
-def _quantile(values: Floats, flagged: float) -> float:
+def conformal_cut(values: Floats, flagged: float = FLAGGED) -> float:
+    """What at most a share ``flagged`` of new values is expected to be over: the ⌈(n + 1)(1 − flagged)⌉-th smallest."""
     rank = math.ceil((len(values) + 1) * (1.0 - flagged))
     return float(np.sort(values)[rank - 1]) if rank <= len(values) else math.inf
 
 
 def cross_validated(
-    signs: Floats, sources: NDArray[Any], groups: NDArray[Any], *, folds: int = 5, seed: int = 0
+    signs: Floats, kinds: NDArray[np.intp], sources: NDArray[Any], fold: NDArray[Any]
 ) -> NoveltyFigures:
-    """The share of rows that is flagged where the cut comes from the other folds."""
-    fold = split_folds(groups, min(folds, len(np.unique(groups))), seed)
-    flagged = np.zeros(len(signs), dtype=bool)
+    """The share of rows that is flagged where the cuts come from the other folds; arguments as of :func:`fit_cuts`."""
+    flagged = np.zeros(len(kinds), dtype=bool)
     for k in np.unique(fold):
-        arrays = fit_cut(signs[fold != k], sources[fold != k])
-        total = ((signs[fold == k] - arrays["novelty.mean"]) / arrays["novelty.scale"]).sum(axis=1)
-        flagged[fold == k] = total > arrays["novelty.cut"]
-    names = np.unique(sources)
+        inside = fold != k
+        # A kind that is in this fold alone has no rows to be judged by.
+        known = [kind for kind in range(len(signs)) if (kinds[inside] == kind).any()]
+        cuts = fit_cuts(signs[known][:, inside], np.searchsorted(known, kinds[inside]))
+        standard = (signs[known][:, ~inside] - cuts["novelty.mean"][:, None]) / cuts["novelty.scale"][:, None]
+        flagged[~inside] = (standard.sum(axis=2) > cuts["novelty.cut"][:, None]).all(axis=0)
     return NoveltyFigures(
-        float(flagged.mean()), {str(name): float(flagged[sources == name].mean()) for name in names}
+        float(flagged.mean()),
+        {str(name): float(flagged[sources == name].mean()) for name in np.unique(sources)},
     )

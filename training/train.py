@@ -36,7 +36,7 @@ from training.estimator import QualityEstimator, source_weights
 from training.evaluation import Report, pair_rows, report_of
 from training.guarantee import guaranteed_threshold
 from training.metrics import QUALITY_BAR, Interval, gain_interval, random_strong_share_at
-from training.novelty import NoveltyFigures, cross_validated, fit_cut
+from training.novelty import NoveltyFigures, fit_novelty
 from training.probes import ROWS
 from training.threshold import ChosenThreshold, for_max_cost, for_quality, for_strong_share
 
@@ -123,8 +123,9 @@ def fit(
             value=0.0, how="untuned: the cheapest target that is not expected to lose", rows=len(dataset)
         )
     warnings = _warnings(dataset, gain, report)
-    arrays = estimator.arrays_ | fit_cut(estimator.novelty_signs_, dataset.sources)
-    novelty = cross_validated(estimator.novelty_signs_, dataset.sources, dataset.groups, seed=seed)
+    measures, novelty = fit_novelty(
+        features, dataset.sources, dataset.groups, prepare(estimator.arrays_), seed=seed
+    )
 
     manifest = Manifest(
         schema_version=SCHEMA_VERSION,
@@ -151,7 +152,7 @@ def fit(
     )
     bundle = Bundle(
         manifest=manifest,
-        arrays=arrays,
+        arrays=estimator.arrays_ | measures,
         seen=np.unique(prompt_hashes(dataset.prompts)),
         probes=_probes(estimator, encoder),
         card=write_card(manifest, report, gain, novelty, command),
