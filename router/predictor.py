@@ -306,28 +306,36 @@ def novelty_signs(features: Features, arrays: Arrays) -> Floats:
     - The squared Mahalanobis distance of its dense features: length, layout, state of the conversation.
     - The mean inverse document frequency of its n-grams, in which one that no training prompt has counts most.
     """
-    grams, signs = features.ngrams, []
-    rare = []
-    if "words.idf" in arrays:
-        rows = np.repeat(np.arange(len(features)), np.diff(grams.start))
-        total = np.bincount(rows, weights=arrays["words.idf"][grams.bucket], minlength=len(features))
-        rare = [total / np.maximum(np.diff(grams.start), 1)]
-    for s, centre in enumerate(arrays["novelty.centre"]):
-        centred = features.embedding - centre
-        axes = centred @ arrays["projection.axes"].T
+    n, kinds = len(features), len(arrays["novelty.rest"])
+    signs = np.empty((kinds, n, 3 if "words.idf" in arrays else 2))
+    projected = features.embedding @ arrays["projection.axes"].T
+    for start in range(0, n, 1024):  # bounds memory at 1024 × sources
+        rows = slice(start, start + 1024)
+        square = (projected[rows] - arrays["novelty.centre_axes"][:, None]) ** 2  # (S, rows, axes)
+        whole = ((features.embedding[rows] - arrays["novelty.centre"][:, None]) ** 2).sum(axis=2)
         # Axes in half precision are not quite of unit length, so a prompt may seem to have less than nothing beside them.
-        beside = np.maximum((centred**2).sum(axis=1) - (axes**2).sum(axis=1), 0.0)
-        distance = (axes**2 / arrays["novelty.variance"][s]).sum(axis=1) + beside / arrays["novelty.rest"][s]
-        dense = standard_dense(features, arrays["novelty.dense_mean"][s], arrays["novelty.dense_scale"][s])
-        form = ((dense @ arrays["novelty.dense_precision"][s]) * dense).sum(axis=1)
-        signs.append(np.stack([distance, form, *rare], axis=1))
-    return np.stack(signs).astype(np.float64)
+        beside = np.maximum(whole - square.sum(axis=2), 0.0)
+        along = (square / arrays["novelty.variance"][:, None]).sum(axis=2)
+        signs[:, rows, 0] = along + beside / arrays["novelty.rest"][:, None]
+        dense = standard_dense(
+            features.dense[rows],
+            arrays["novelty.dense_mean"][:, None],
+            arrays["novelty.dense_scale"][:, None],
+        )
+        signs[:, rows, 1] = ((dense @ arrays["novelty.dense_precision"]) * dense).sum(axis=2)
+    if "words.idf" in arrays:
+        grams = features.ngrams
+        lengths = np.diff(grams.start)
+        owner = np.repeat(np.arange(n), lengths)
+        total = np.bincount(owner, weights=arrays["words.idf"][grams.bucket], minlength=n)
+        signs[:, :, 2] = total / np.maximum(lengths, 1)
+    return signs
 
 
-def standard_dense(features: Features, mean: Array, scale: Array) -> NDArray[np.float32]:
-    """Dense features in standard deviations, held to ``NOVELTY_LIMIT`` of them, shape (n, D)."""
-    dense: NDArray[np.float32] = np.clip((features.dense - mean) / scale, -NOVELTY_LIMIT, NOVELTY_LIMIT)
-    return dense
+def standard_dense(dense: NDArray[np.float32], mean: Array, scale: Array) -> NDArray[np.float32]:
+    """Dense features in standard deviations, held to ``NOVELTY_LIMIT`` of them; shapes broadcast."""
+    standard: NDArray[np.float32] = np.clip((dense - mean) / scale, -NOVELTY_LIMIT, NOVELTY_LIMIT)
+    return standard
 
 
 def _sigmoid(x: Floats) -> Floats:

@@ -176,6 +176,7 @@ def test_the_distance_is_that_of_probabilistic_pca(random: np.random.Generator) 
     # Cut to three axes, all others share one variance.
     few = {**arrays, "projection.axes": arrays["projection.axes"][:3]}
     axes = project(stretched, few)
+    few["novelty.centre_axes"] = few["novelty.centre_axes"][:, :3]
     few["novelty.variance"] = few["novelty.variance"][:, :3]
     few["novelty.rest"] = np.array([0.5])
     beside = (centred**2).sum(axis=1) - (axes**2).sum(axis=1)

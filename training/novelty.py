@@ -145,6 +145,7 @@ def _fit_embedding(features: Features, arrays: Arrays) -> dict[str, Array]:
     mean = whole / dimension
     return {
         "novelty.centre": centre,
+        "novelty.centre_axes": centre @ arrays["projection.axes"].T,
         "novelty.variance": variance + drawn * (mean - variance),
         "novelty.rest": np.array(max(rest, 0.0) + drawn * (mean - max(rest, 0.0))),
     }
@@ -154,7 +155,7 @@ def _fit_dense(features: Features) -> dict[str, Array]:
     mean = features.dense.mean(axis=0)
     # A feature that never varied is a strong sign once it does, but not an infinite one.
     scale = np.maximum(features.dense.std(axis=0), LEAST_SPREAD)
-    dense = standard_dense(features, mean, scale).astype(np.float64)
+    dense = standard_dense(features.dense, mean, scale).astype(np.float64)
     covariance = dense.T @ dense / len(dense)
     shrunk = (1.0 - SHRINKAGE) * covariance + SHRINKAGE * np.eye(len(covariance))
     return {
