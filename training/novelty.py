@@ -4,7 +4,8 @@ Each source has a distance and a cut of its own, and a prompt is flagged where i
 nearest of the classes counts, as in Lee et al. 2018, arXiv 1807.03888). Of rows like those of a source at most ``FLAGGED``
 are beyond its own cut, and so flagged: the cut is the conformal quantile of rows of the source that were measured by arrays
 which had not seen them (conformal outlier detection: Bates et al. 2023, arXiv 2104.08279; by source: Vovk et al. 2003).
-Of rows of another kind it promises nothing; how many it catches is measured.
+That promise is exact for arrays fixed beforehand; here each fold has its own, and the bundle's have seen all rows, so the
+share is measured too. Of rows of another kind nothing is promised; how many are caught is measured.
 """
 
 from __future__ import annotations
