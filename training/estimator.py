@@ -248,10 +248,11 @@ def fit_projection(features: Features) -> dict[str, Array]:
     }
 
 
-def fit_idf(features: Features) -> NDArray[np.float16]:
-    """Smoothed inverse document frequency of every bucket, shape (NGRAM_BUCKETS,)."""
-    containing = np.bincount(features.ngrams.bucket, minlength=NGRAM_BUCKETS)
-    idf: NDArray[np.float16] = (np.log((1.0 + len(features)) / (1.0 + containing)) + 1.0).astype(np.float16)
+def fit_idf(features: Features, rows: int | None = None) -> NDArray[np.float16]:
+    """Smoothed inverse document frequency of every bucket, shape (NGRAM_BUCKETS,), as if of ``rows`` prompts."""
+    n = len(features) if rows is None else rows
+    containing = np.bincount(features.ngrams.bucket, minlength=NGRAM_BUCKETS) * (n / max(len(features), 1))
+    idf: NDArray[np.float16] = (np.log((1.0 + n) / (1.0 + containing)) + 1.0).astype(np.float16)
     return idf
 
 

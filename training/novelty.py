@@ -87,7 +87,8 @@ def fit_novelty(
             rows = features.take(inside)
             found: dict[str, Array] = fit_projection(rows)
             if "words.idf" in arrays:
-                found["words.idf"] = fit_idf(rows)
+                # What an unseen n-gram counts grows with the rows: it must be what it is in the bundle.
+                found["words.idf"] = fit_idf(rows, len(features))
             measures = prepare(found)
             measures |= fit_distances(rows, kinds[inside], measures, kinds.max() + 1)
             held_out.append(novelty_signs(features.take(np.flatnonzero(fold == k)), measures))
