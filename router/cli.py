@@ -162,18 +162,25 @@ def decide(
         return
     for decision in decisions:
         sign = ">" if decision["score"] > in_force else "≤"
-        print(f"{decision['target']}  score {decision['score']:.4f} {sign} threshold {in_force:.4f}")
+        print(
+            f"{decision['target']}  score {decision['score']:.4f} {sign} threshold {in_force:.4f}"
+            + ("; unlike the training data" if decision["unfamiliar"] else "")
+        )
 
 
 def _decision(predictor: Predictor, prompt: Prompt, threshold: float) -> dict[str, Any]:
     started = time.perf_counter()
     prediction = predictor.predict([prompt])
-    target = predictor.targets[int(prediction.choose(threshold)[0])]
+    flagged = bool(prediction.unfamiliar[0])
+    # As a policy does that says nothing else.
+    target = predictor.targets[-1 if flagged else int(prediction.choose(threshold)[0])]
     return {
         "target": target,
         "score": float(prediction.score[0]),
         "threshold": threshold,
-        "reason": "predicted",
+        "reason": "unknown" if flagged else "predicted",
+        "novelty": None if prediction.novelty is None else float(prediction.novelty[0]),
+        "unfamiliar": flagged,
         "quality": dict(zip(predictor.targets, map(float, prediction.quality[0]), strict=True)),
         "bundle": predictor.name,
         "decision_ms": round((time.perf_counter() - started) * 1e3, 3),

@@ -10,7 +10,7 @@ from router.errors import RequestError
 from router.policy import PREDICT, Address, Policy, Tier, printable
 from router.predictor import Prediction
 
-Reason = Literal["pinned", "signal", "predicted", "default"]
+Reason = Literal["pinned", "signal", "predicted", "unknown", "default"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,12 +44,17 @@ class Decision:
         Its litellm id.
     reason : str
         ``pinned``: the client named the target. ``signal``: its mode is mapped to one. ``predicted``: by the
-        bundle. ``default``: what the tier gives a request without a known mode.
+        bundle. ``unknown``: the bundle flagged the prompt as unlike its training data, and the policy says where
+        such prompts go. ``default``: what the tier gives a request without a known mode.
     tier, mode : str or None
         The tier that decided (none where pinned), and the mode that the client gave, even an unknown one.
     score, threshold : float or None
         Where predicted: the gain of the best target over the cheapest, and the loss of quality allowed; no threshold
         where the tier weighs quality against dollars.
+    novelty : float or None
+        Where predicted by a bundle that measures it: how unlike its training data the prompt is; over 1 is flagged.
+    unfamiliar : bool or None
+        Whether it is flagged; None where nothing was predicted.
     """
 
     target: str
@@ -59,6 +64,8 @@ class Decision:
     mode: str | None = None
     score: float | None = None
     threshold: float | None = None
+    novelty: float | None = None
+    unfamiliar: bool | None = None
 
 
 def needs_prediction(facts: RequestFacts, policy: Policy) -> bool:
@@ -93,13 +100,22 @@ def decide(facts: RequestFacts, policy: Policy, prediction: Prediction | None = 
     mode = facts.mode or address.mode
     tier = policy.tiers[address.tier]
     target, reason = _choice(tier, mode)
-    score = threshold = None
-    if target == PREDICT:
-        if prediction is None:
-            raise ValueError("this request needs a prediction")
-        reason = "predicted"
-        target, score, threshold = _predicted(tier, policy, prediction, facts.threshold)
-    return Decision(target, policy.targets[target].model, reason, address.tier, mode, score, threshold)
+    if target != PREDICT:
+        return Decision(target, policy.targets[target].model, reason, address.tier, mode)
+    if prediction is None:
+        raise ValueError("this request needs a prediction")
+    target, reason, threshold = _predicted(tier, policy, prediction, facts.threshold)
+    return Decision(
+        target,
+        policy.targets[target].model,
+        reason,
+        address.tier,
+        mode,
+        score=float(prediction.score[0]),
+        threshold=threshold,
+        novelty=None if prediction.novelty is None else float(prediction.novelty[0]),
+        unfamiliar=bool(prediction.unfamiliar[0]),
+    )
 
 
 def _address(facts: RequestFacts, policy: Policy) -> Address:
@@ -123,18 +139,25 @@ def _choice(tier: Tier, mode: str | None) -> tuple[str, Reason]:
 
 def _predicted(
     tier: Tier, policy: Policy, prediction: Prediction, override: float | None
-) -> tuple[str, float, float | None]:
-    """Target, score and the threshold, where that decided. A client's own threshold decides by threshold."""
+) -> tuple[str, Reason, float | None]:
+    """The target, why, and the threshold where that decided.
+
+    A score says nothing of a prompt unlike any it was fitted on; a client's own threshold decides by threshold.
+    """
     predict = tier.predict
     assert predict is not None
-    score = float(prediction.score[0])
     names = [predict.targets[name] for name in prediction.targets]
-    if predict.quality_per_dollar is not None and predict.tokens is not None and override is None:
-        costs = policy.costs(names, predict.tokens)
-        return names[int(prediction.choose_by_value(costs, predict.quality_per_dollar)[0])], score, None
-    assert predict.threshold is not None
     threshold = predict.threshold if override is None else override
-    return names[int(prediction.choose(threshold)[0])], score, threshold
+    by_value = predict.quality_per_dollar is not None and override is None
+    if prediction.unfamiliar[0] and predict.unknown != PREDICT:
+        return predict.unknown, "unknown", None if by_value else threshold
+    if by_value:
+        assert predict.quality_per_dollar is not None
+        assert predict.tokens is not None
+        costs = policy.costs(names, predict.tokens)
+        return names[int(prediction.choose_by_value(costs, predict.quality_per_dollar)[0])], "predicted", None
+    assert threshold is not None
+    return names[int(prediction.choose(threshold)[0])], "predicted", threshold
 
 
 def _listed(names: Sequence[str], limit: int = 30) -> str:

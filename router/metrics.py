@@ -32,6 +32,11 @@ class Metrics:
             ("target", "reason"),
             registry=self._registry,
         )
+        self._unfamiliar = Counter(
+            "router_unfamiliar",
+            "Predicted requests whose prompt the bundle flagged as unlike its training data.",
+            registry=self._registry,
+        )
         self._decision_seconds = Histogram(
             "router_decision_seconds",
             "Reading the request, predicting and deciding.",
@@ -54,6 +59,8 @@ class Metrics:
 
     def decided(self, decision: Decision, seconds: float) -> None:
         self._decisions.labels(decision.target, decision.reason).inc()
+        if decision.unfamiliar:
+            self._unfamiliar.inc()
         self._decision_seconds.observe(seconds)
 
     def answered(self, path: str, status: int, seconds: float) -> None:

@@ -21,6 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 from router.errors import PolicyError, UsageError
 
 PREDICT = "predict"
+STRONG = "strong"
 AUTO = "auto"
 MODE = re.compile(r"[a-z0-9][a-z0-9_.-]{0,63}")
 _LONGEST_MODEL = 256
@@ -130,6 +131,10 @@ class Predict(_Section):
     With ``quality_per_dollar`` (λ) it is not the threshold that decides: the target of the highest expected quality −
     λ · dollars is taken. The dollars are the targets' ``prices`` for a request of ``tokens``. At 50, a cent must gain half an
     answer.
+
+    ``unknown`` says where a prompt goes that the bundle flags as unlike its training data: ``strong`` (the dearest of
+    the bundle's targets, which is what a client without a router would have asked), ``predict`` (the score decides as
+    for any other) or a target.
     """
 
     weak: Name | None = None
@@ -138,6 +143,7 @@ class Predict(_Section):
     threshold: Threshold | None = None
     quality_per_dollar: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
     tokens: Tokens | None = None
+    unknown: Name = STRONG
 
     @model_validator(mode="after")
     def _one_form(self) -> Predict:
@@ -310,11 +316,13 @@ def _bound(tier: str, predict: Predict, targets: Sequence[str], threshold: float
             "name one for each under targets"
         )
     in_force = predict.threshold if predict.threshold is not None else threshold
+    flagged_to = mapping[targets[-1]] if predict.unknown == STRONG else predict.unknown
     return Predict(
         targets=mapping,
         threshold=in_force,
         quality_per_dollar=predict.quality_per_dollar,
         tokens=predict.tokens,
+        unknown=flagged_to,
     )
 
 
@@ -457,6 +465,19 @@ def _wrong_references(policy: Policy) -> Iterator[tuple[Loc, str]]:
             for target in tier.predict.named():
                 if target in policy.targets and policy.targets[target].prices is None:
                     yield (*at, "predict", "quality_per_dollar"), f"target {target} has no prices"
+        if tier.predict is not None:
+            unknown = tier.predict.unknown
+            said = unknown == STRONG and "unknown" in tier.predict.model_fields_set
+            if said and STRONG in policy.targets and tier.predict.named()[-1] != STRONG:
+                yield (
+                    (*at, "predict", "unknown"),
+                    f"{STRONG} is a target too, but not the one that the tier's prediction ends with; rename it",
+                )
+            if unknown not in (PREDICT, STRONG, *policy.targets):
+                yield (
+                    (*at, "predict", "unknown"),
+                    f"{unknown} is none of {STRONG}, {PREDICT} and the targets, {targets}",
+                )
     if policy.default_tier is None and policy.tiers:
         yield ("default_tier",), f"is missing; the tiers are {', '.join(policy.tiers)}"
     elif policy.default_tier is not None and policy.default_tier not in policy.tiers:

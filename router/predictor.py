@@ -8,6 +8,8 @@ are added with weights found on rows that the parts were not fitted on, and the 
 - ``trees``: gradient-boosted trees on dense features and the leading axes of that projection;
 - ``linear``: ridge regression on the embedding and piecewise-linear dense features.
 
+Beside them stands the novelty of a prompt: how unlike the training prompts it is, and so how little the stack knows of it.
+
 What each part needs is arrays named ``<part>.<array>``; this module is the only place that knows how they are used,
 and training predicts through it too.
 """
@@ -15,7 +17,7 @@ and training predicts through it too.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +42,8 @@ Arrays = Mapping[str, Array]
 
 # Dense features are standardised and held to this many standard deviations: what lies beyond was not seen.
 DENSE_LIMIT = 4.0
+# For novelty what lies beyond is what counts, but one feature alone must not outweigh all else.
+NOVELTY_LIMIT = 10.0
 # The embedding's entries are about 1/sqrt(d) in size; scaled by this, a ridge draws them to zero less than dense features.
 EMBEDDING_SCALE = 10.0
 # Axes of the projection that trees split on.
@@ -64,11 +68,23 @@ class Prediction:
     gain : ndarray, shape (n, T)
         Calibrated expected gain in quality over the cheapest target; column 0 is zero. Calibrated as a gain, and so not
         exactly the difference of two calibrated qualities.
+    novelty : ndarray, shape (n,), or None
+        How unlike the training prompts a prompt is: 0 is their mean, and at most 5 % of prompts like them are over 1. None
+        where the bundle does not measure it.
     """
 
     targets: tuple[str, ...]
     quality: Floats
     gain: Floats
+    novelty: Floats | None = None
+
+    @property
+    def unfamiliar(self) -> NDArray[np.bool_]:
+        """Shape (n,): which prompts are flagged as unlike the training prompts; none where novelty is not measured."""
+        if self.novelty is None:
+            return np.zeros(len(self.gain), dtype=bool)
+        flagged: NDArray[np.bool_] = self.novelty > 1.0
+        return flagged
 
     @property
     def score(self) -> Floats:
@@ -258,7 +274,9 @@ def prepare(arrays: Arrays) -> dict[str, Array]:
 def predict(features: Features, arrays: Arrays, targets: tuple[str, ...], parts: Sequence[str]) -> Prediction:
     """Stack the parts and calibrate; ``arrays`` as :func:`prepare` gives them."""
     stacked = stack(np.stack([predict_part(part, features, arrays) for part in parts]), arrays)
-    return calibrate(stacked, arrays, targets)
+    prediction = calibrate(stacked, arrays, targets)
+    # A bundle of an earlier release measures no novelty.
+    return replace(prediction, novelty=novelty(features, arrays)) if "novelty.cut" in arrays else prediction
 
 
 def predict_part(part: str, features: Features, arrays: Arrays) -> Floats:
@@ -287,6 +305,58 @@ def calibrate(stacked: Floats, arrays: Arrays, targets: tuple[str, ...]) -> Pred
         inside = np.clip(raw, x[0], x[-1])
         gain[:, t] = np.interp(inside, x, y) + arrays["gain.slope"][t - 1] * (raw - inside)
     return Prediction(targets, quality, gain)
+
+
+def novelty(features: Features, arrays: Arrays) -> Floats:
+    """How unlike the training prompts each prompt is, shape (n,): as it is seen from the source it is most like.
+
+    From each source the standardised signs of novelty are added up, on a scale where the source's cut is 1.
+    """
+    signs = novelty_signs(features, arrays)
+    standard = (signs - arrays["novelty.mean"][:, None]) / arrays["novelty.scale"][:, None]
+    least: Floats = (standard.sum(axis=2) / arrays["novelty.cut"][:, None]).min(axis=0)
+    return least
+
+
+def novelty_signs(features: Features, arrays: Arrays) -> Floats:
+    """Signs that a prompt is unlike those of each source, shape (S, n, 3); (S, n, 2) where the bundle has no words.
+
+    - The squared Mahalanobis distance of its embedding from the source's mean, with the source's variance along each
+      axis of the projection and its mean variance along all others (probabilistic PCA, Tipping and Bishop 1999): what the
+      projection leaves out is where other kinds of text stand out most.
+    - The squared Mahalanobis distance of its dense features: length, layout, state of the conversation.
+    - The mean inverse document frequency of its n-grams, in which one that no training prompt has counts most.
+    """
+    n, kinds = len(features), len(arrays["novelty.rest"])
+    signs = np.empty((kinds, n, 3 if "words.idf" in arrays else 2))
+    projected = features.embedding @ arrays["projection.axes"].T
+    for start in range(0, n, 1024):  # bounds memory at 1024 × sources
+        rows = slice(start, start + 1024)
+        square = (projected[rows] - arrays["novelty.centre_axes"][:, None]) ** 2  # (S, rows, axes)
+        whole = ((features.embedding[rows] - arrays["novelty.centre"][:, None]) ** 2).sum(axis=2)
+        # Axes in half precision are not quite of unit length, so a prompt may seem to have less than nothing beside them.
+        beside = np.maximum(whole - square.sum(axis=2), 0.0)
+        along = (square / arrays["novelty.variance"][:, None]).sum(axis=2)
+        signs[:, rows, 0] = along + beside / arrays["novelty.rest"][:, None]
+        dense = standard_dense(
+            features.dense[rows],
+            arrays["novelty.dense_mean"][:, None],
+            arrays["novelty.dense_scale"][:, None],
+        )
+        signs[:, rows, 1] = ((dense @ arrays["novelty.dense_precision"]) * dense).sum(axis=2)
+    if "words.idf" in arrays:
+        grams = features.ngrams
+        lengths = np.diff(grams.start)
+        owner = np.repeat(np.arange(n), lengths)
+        total = np.bincount(owner, weights=arrays["words.idf"][grams.bucket], minlength=n)
+        signs[:, :, 2] = total / np.maximum(lengths, 1)
+    return signs
+
+
+def standard_dense(dense: NDArray[np.float32], mean: Array, scale: Array) -> NDArray[np.float32]:
+    """Dense features in standard deviations, held to ``NOVELTY_LIMIT`` of them; shapes broadcast."""
+    standard: NDArray[np.float32] = np.clip((dense - mean) / scale, -NOVELTY_LIMIT, NOVELTY_LIMIT)
+    return standard
 
 
 def _sigmoid(x: Floats) -> Floats:

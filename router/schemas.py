@@ -164,6 +164,8 @@ def route_answer(decision: Decision, bundle: str | None, milliseconds: float) ->
         "model": decision.model,
         "score": decision.score,
         "threshold": decision.threshold,
+        "novelty": decision.novelty,
+        "unfamiliar": decision.unfamiliar,
         "reason": decision.reason,
         "tier": decision.tier,
         "mode": decision.mode,

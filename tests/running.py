@@ -20,7 +20,7 @@ ENVIRONMENT = {"TEST_PROVIDER_KEY": KEY}
 
 
 class WordPredictor:
-    """Predicts a gain of .4 for prompts that hold the word "hard", of .05 for the others."""
+    """Predicts a gain of .4 for prompts that hold the word "hard", of .05 for the others; "strange" ones are flagged."""
 
     name = "words@0"
     targets = ("weak", "strong")
@@ -28,7 +28,8 @@ class WordPredictor:
 
     def predict(self, prompts: Sequence[Prompt]) -> Prediction:
         gain = np.array([[0.0, 0.4 if "hard" in prompt.text else 0.05] for prompt in prompts])
-        return Prediction(self.targets, 0.5 + gain / 2, gain)
+        novelty = np.array([2.5 if "strange" in prompt.text else 0.25 for prompt in prompts])
+        return Prediction(self.targets, 0.5 + gain / 2, gain, novelty)
 
 
 @dataclass

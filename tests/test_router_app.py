@@ -60,11 +60,32 @@ def test_route_gives_the_contract_s_fields(http: httpx.Client) -> None:
         "model": "openai/small",
         "score": 0.05,
         "threshold": 0.2,
+        "novelty": 0.25,
+        "unfamiliar": False,
         "reason": "predicted",
         "tier": "auto",
         "mode": None,
         "bundle": "words@0",
     }
+
+
+def test_a_prompt_unlike_the_training_data_goes_to_strong_and_says_so(http: httpx.Client) -> None:
+    def counted() -> list[float]:
+        page = http.get("/metrics").text.split("\n")
+        names = ('router_decisions_total{reason="unknown",target="frontier"}', "router_unfamiliar_total")
+        return [
+            sum(float(line.split()[-1]) for line in page if line.startswith(f"{name} ")) for name in names
+        ]
+
+    before = counted()
+    answer = http.post("/v1/route", json={"prompt": "something strange"})
+    found = answer.json()
+    assert (found["target"], found["reason"], found["score"]) == ("frontier", "unknown", 0.05)
+    assert (found["novelty"], found["unfamiliar"]) == (2.5, True)
+    assert (answer.headers["x-router-reason"], answer.headers["x-router-score"]) == ("unknown", "0.05")
+    assert counted() == [value + 1 for value in before]
+    pinned = http.post("/v1/route", json={"prompt": "something strange", "model": "cheap"}).json()
+    assert (pinned["reason"], pinned["novelty"], pinned["unfamiliar"]) == ("pinned", None, None)
 
 
 def test_route_dispatches_nothing(http: httpx.Client, router: Running) -> None:

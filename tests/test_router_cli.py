@@ -64,6 +64,14 @@ def test_decide(run: Run) -> None:
     assert run("decide", "a hard question", "--threshold", "0.5")[1].startswith("weak  score 0.4000 ≤")
 
 
+def test_decide_sends_a_flagged_prompt_to_strong(run: Run) -> None:
+    line = "strong  score 0.0500 ≤ threshold 0.2000; unlike the training data\n"
+    assert run("decide", "something strange") == (0, line, "")
+    answer = json.loads(run("decide", "something strange", "--json")[1])
+    assert (answer["target"], answer["reason"]) == ("strong", "unknown")
+    assert (answer["novelty"], answer["unfamiliar"]) == (2.5, True)
+
+
 def test_decide_json_is_one_object(run: Run) -> None:
     status, out, err = run("decide", "easy", "--json", "--threshold", "-0.1")
     answer = json.loads(out)
@@ -74,6 +82,8 @@ def test_decide_json_is_one_object(run: Run) -> None:
         "score": 0.05,
         "threshold": -0.1,
         "reason": "predicted",
+        "novelty": 0.25,
+        "unfamiliar": False,
         "quality": {"weak": 0.5, "strong": 0.525},
         "bundle": "words@0",
     }

@@ -26,9 +26,9 @@ POLICY = Policy.model_validate(
 ).bound_to(("weak", "strong"), 0.3)
 
 
-def prediction(gain: float) -> Prediction:
+def prediction(gain: float, novelty: float | None = None) -> Prediction:
     gains = np.array([[0.0, gain]])
-    return Prediction(("weak", "strong"), gains, gains)
+    return Prediction(("weak", "strong"), gains, gains, None if novelty is None else np.array([novelty]))
 
 
 def test_pinned_comes_before_all_else() -> None:
@@ -127,6 +127,51 @@ def test_quality_against_dollars(gains: tuple[float, float], target: str) -> Non
     # A client's threshold is the other rule.
     decision = decide(RequestFacts(threshold=0.5), BY_VALUE, three)
     assert (decision.target, decision.threshold) == ("cheap", 0.5)
+
+
+@pytest.mark.parametrize(
+    ("unknown", "novelty", "target", "reason"),
+    [
+        (None, 1.01, "frontier", "unknown"),
+        (None, 1.0, "cheap", "predicted"),  # the cut itself is not over it
+        (None, None, "cheap", "predicted"),  # a bundle that measures no novelty
+        ("strong", 3.0, "frontier", "unknown"),
+        ("mid", 3.0, "mid", "unknown"),
+        ("cheap", 3.0, "cheap", "unknown"),
+        ("predict", 3.0, "cheap", "predicted"),
+    ],
+)
+def test_a_flagged_prompt_goes_where_the_policy_says(
+    unknown: str | None, novelty: float | None, target: str, reason: str
+) -> None:
+    predict = {"weak": "cheap", "strong": "frontier"} | ({} if unknown is None else {"unknown": unknown})
+    document = POLICY.model_dump(exclude_unset=True) | {
+        "tiers": {"auto": {"predict": predict}},
+        "aliases": {},
+    }
+    policy = Policy.model_validate(document).bound_to(("weak", "strong"), 0.1)
+    decision = decide(RequestFacts(), policy, prediction(0.05, novelty))
+    assert (decision.target, decision.reason) == (target, reason)
+    assert (decision.score, decision.threshold, decision.novelty) == (0.05, 0.1, novelty)
+    assert decision.unfamiliar == (novelty is not None and novelty > 1)
+
+
+def test_a_flag_comes_after_the_mode_and_before_a_threshold_of_the_client() -> None:
+    assert decide(RequestFacts("mixed", mode="plan"), POLICY).reason == "signal"
+    flagged = decide(RequestFacts(threshold=1.0), POLICY, prediction(0.05, 2.0))
+    assert (flagged.target, flagged.reason, flagged.threshold) == ("frontier", "unknown", 1.0)
+
+
+def test_of_more_targets_the_dearest_takes_the_flagged() -> None:
+    names = {"s": "cheap", "m": "mid", "b": "frontier"}
+    document = POLICY.model_dump(exclude_unset=True) | {
+        "tiers": {"auto": {"predict": {"targets": dict(reversed(names.items()))}}},
+        "aliases": {},
+    }
+    policy = Policy.model_validate(document).bound_to(("s", "m", "b"), 0.1)
+    gain = np.array([[0.0, 0.3, 0.2]])
+    found = Prediction(("s", "m", "b"), gain, gain, np.array([1.5]))
+    assert decide(RequestFacts(), policy, found).target == "frontier"
 
 
 def test_an_unknown_model_is_404_and_names_what_there_is() -> None:

@@ -196,6 +196,11 @@ def test_cost_counts_cached_tokens_at_their_own_prices() -> None:
         ("threshold: 0.12", "threshold: 12", r":17: tiers\.auto\.predict\.threshold"),
         ("weak: cheap, ", "", r":17: tiers\.auto\.predict: give weak and strong, or targets$"),
         ("strong: frontier", "strong: fronteer", r"tiers\.auto\.predict: no target is named fronteer"),
+        (
+            "threshold: 0.12",
+            "unknown: weak",
+            r":17: tiers\.auto\.predict\.unknown: weak is none of strong, predict",
+        ),
         ("plan: frontier", "plan: top", r":18: tiers\.balanced\.modes\.plan: no target is named top"),
         ("plan: frontier", "Plan: frontier", r":18: tiers\.balanced\.modes\.Plan: may not be written so"),
         ("plan: frontier", "no: frontier", r"tiers\.balanced\.modes\."),
@@ -260,3 +265,23 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
         load_policy(tmp_path / "latin.yaml")
     with pytest.raises(PolicyError, match="not valid JSON"):
         load_policy(written(tmp_path, "{", "p.json"))
+
+
+def test_flagged_prompts_go_to_strong_unless_said_otherwise(whole: Policy, tmp_path: Path) -> None:
+    def bound(text: str) -> str:
+        policy = load_policy(written(tmp_path, text)).bound_to(("a", "b"), 0.1)
+        assert policy.tiers["auto"].predict is not None
+        return policy.tiers["auto"].predict.unknown
+
+    assert bound(WHOLE) == "frontier"
+    for unknown, meant in [("strong", "frontier"), ("predict", "predict"), ("local", "local")]:
+        assert bound(WHOLE.replace("threshold: 0.12", f"unknown: {unknown}")) == meant
+
+
+def test_strong_may_not_mean_two_targets(tmp_path: Path) -> None:
+    text = WHOLE.replace("threshold: 0.12", "unknown: strong").replace("  local:", "  strong:")
+    with pytest.raises(PolicyError, match=r"tiers\.auto\.predict\.unknown: strong is a target too"):
+        load_policy(written(tmp_path, text))
+    assert load_policy(
+        written(tmp_path, text.replace("strong: frontier, unknown", "strong: strong, unknown"))
+    )

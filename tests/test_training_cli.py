@@ -16,6 +16,7 @@ from conftest import write_jsonl
 import training.cli
 from router import __version__
 from router.bundle import load_bundle, read_manifest
+from router.features import prompt_from_text
 from router.predictor import load_predictor
 from training.dataset import load_dataset
 
@@ -255,6 +256,9 @@ def test_fit_writes_a_bundle_that_serves(run: Run, few_file: Path, tmp_path: Pat
     assert json.loads(manifest.model_dump_json()) == {k: v for k, v in report.items() if k != "bundle"}
     assert load_predictor(tmp_path / "b").name in err
     assert "out of fold: n = 60" in err
+    assert f"{manifest.metrics['novelty']['flagged']:.1%} are flagged as unfamiliar" in err
+    strange = load_predictor(tmp_path / "b").predict([prompt_from_text("zq " * 2_000)])
+    assert strange.unfamiliar.tolist() == [True]
     assert f"router-train fit {few_file}" in load_bundle(tmp_path / "b").card
 
 

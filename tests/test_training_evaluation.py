@@ -235,7 +235,7 @@ def test_rows_that_were_trained_on_are_left_out_and_counted(
     assert (mixed.n, mixed.seen) == (100, 150)
     assert (alone.n, alone.seen) == (100, 0)
     assert mixed.methods["learned"].apgr == pytest.approx(alone.methods["learned"].apgr)
-    assert set(alone.methods) == {"learned", "random", "prompt_length", "oracle"}
+    assert set(alone.methods) == {"learned", "unknown_to_strong", "random", "prompt_length", "oracle"}
 
 
 def test_a_prompt_that_differs_in_case_alone_counts_as_seen(
@@ -289,3 +289,23 @@ def test_gsm8k_is_ranked_as_well_as_the_card_says(
     low, high = learned.apgr_ci
     assert low < learned.apgr < high
     assert low > 0.5
+
+
+def test_flagged_rows_go_to_strong_beside_the_plain_router(
+    tiny_predictor: Predictor, fresh: Dataset, fresh_features: Features
+) -> None:
+    dense = fresh_features.dense.copy()
+    dense[:30, 0] += 9.0  # prompts longer than any
+    changed = replace(fresh_features, dense=dense)
+    found = tiny_predictor.predict_features(changed)
+    assert found.unfamiliar[:30].all()
+    report = evaluate(tiny_predictor, fresh, changed)
+    plain, flagged = report.methods["learned"], report.methods["unknown_to_strong"]
+    assert report.unfamiliar == report.as_dict()["unfamiliar"] == found.unfamiliar.mean()
+    to_strong = found.unfamiliar | (found.score > tiny_predictor.threshold)
+    assert flagged.nested_strong_share_at_95 == pytest.approx(to_strong.mean())
+    assert flagged.nested_quality == pytest.approx(
+        np.where(to_strong, fresh.quality[:, 1], fresh.quality[:, 0]).mean()
+    )
+    assert plain.nested_strong_share_at_95 == pytest.approx((found.score > tiny_predictor.threshold).mean())
+    assert plain.nested_strong_share_at_95 < flagged.nested_strong_share_at_95

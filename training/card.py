@@ -5,11 +5,14 @@ from __future__ import annotations
 from router.bundle import Manifest
 from training.evaluation import Report
 from training.metrics import CalibrationFigures, Interval, MethodFigures
+from training.novelty import NoveltyFigures
 
 _ROWS = ("learned", "prompt_length", "random", "oracle")
 
 
-def write_card(manifest: Manifest, report: Report | None, gain: Interval | None, command: str) -> str:
+def write_card(
+    manifest: Manifest, report: Report | None, gain: Interval | None, novelty: NoveltyFigures, command: str
+) -> str:
     """Markdown."""
     threshold = manifest.thresholds["default"]
     lines = [
@@ -57,6 +60,8 @@ def write_card(manifest: Manifest, report: Report | None, gain: Interval | None,
         "",
         "A score says what the labels say: for other kinds of prompts than these, or other models, measure first "
         "(`router-train evaluate`).",
+        f"A prompt unlike the training rows is flagged, and the policy's `unknown` says where it goes. Of held-out rows like "
+        f"them {flagged_words(novelty)} are flagged.",
     ]
     if "neighbours" in manifest.parts:
         lines.append(
@@ -66,6 +71,12 @@ def write_card(manifest: Manifest, report: Report | None, gain: Interval | None,
     if command:
         lines += ["", "## Made by", "", "```", command, "```"]
     return "\n".join(lines) + "\n"
+
+
+def flagged_words(novelty: NoveltyFigures) -> str:
+    """The share of rows that is flagged, and that of each source where there are several."""
+    sources = ", ".join(f"{name} {share:.1%}" for name, share in novelty.by_source.items())
+    return f"{novelty.flagged:.1%}" + (f" ({sources})" if len(novelty.by_source) > 1 else "")
 
 
 def _table(name: str, report: Report) -> list[str]:

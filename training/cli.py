@@ -328,6 +328,7 @@ def fit(
     """Train a bundle."""
     from router.bundle import check_destination
     from router.predictor import PARTS
+    from training.card import flagged_words
     from training.estimator import INNER_FOLDS
     from training.train import fit as run
 
@@ -355,6 +356,10 @@ def fit(
         _show(result.report, "out of fold")
     for warning in result.warnings:
         console.print(f"warning: {warning}", style="yellow", highlight=False)
+    console.print(
+        f"of held-out rows like these {flagged_words(result.novelty)} are flagged as unfamiliar",
+        highlight=False,
+    )
     threshold = result.bundle.manifest.thresholds["default"]
     console.print(
         f"{out}: {result.bundle.manifest.id}, threshold {threshold.value:.4f} ({threshold.how})",

@@ -156,7 +156,7 @@ def fit_parts(
     features: Features, quality: Floats, parts: Sequence[str], seed: int, weight: Floats | None = None
 ) -> dict[str, Array]:
     """The arrays of each part, fitted on the rows given. Targets without a label for a row leave the row out."""
-    arrays: dict[str, Array] = _fit_projection(features)
+    arrays: dict[str, Array] = fit_projection(features)
     weight = np.ones(len(features)) if weight is None else weight
     for part in parts:
         arrays.update(_FITS[part](features, quality, weight, prepare(arrays), seed))
@@ -236,7 +236,8 @@ def _mean(quality: Floats, weight: Floats) -> Floats:
     return mean
 
 
-def _fit_projection(features: Features) -> dict[str, Array]:
+def fit_projection(features: Features) -> dict[str, Array]:
+    """The leading principal axes of the embeddings."""
     mean = features.embedding.mean(axis=0)
     # The axes of the covariance, in order of falling variance; cheaper than an SVD of all rows.
     centred = (features.embedding - mean).astype(np.float64)
@@ -247,6 +248,14 @@ def _fit_projection(features: Features) -> dict[str, Array]:
     }
 
 
+def fit_idf(features: Features, rows: int | None = None) -> NDArray[np.float16]:
+    """Smoothed inverse document frequency of every bucket, shape (NGRAM_BUCKETS,), as if of ``rows`` prompts."""
+    n = len(features) if rows is None else rows
+    containing = np.bincount(features.ngrams.bucket, minlength=NGRAM_BUCKETS) * (n / max(len(features), 1))
+    idf: NDArray[np.float16] = (np.log((1.0 + n) / (1.0 + containing)) + 1.0).astype(np.float16)
+    return idf
+
+
 def _fit_words(
     features: Features, quality: Floats, weight: Floats, arrays: Arrays, seed: int
 ) -> dict[str, Array]:
@@ -255,8 +264,7 @@ def _fit_words(
 
     n = len(features)
     grams = features.ngrams
-    containing = np.bincount(grams.bucket, minlength=NGRAM_BUCKETS)
-    idf = (np.log((1.0 + n) / (1.0 + containing)) + 1.0).astype(np.float16)
+    idf = fit_idf(features)
     values = tfidf(features, idf.astype(np.float32))
     x = csr_matrix((values, grams.bucket, grams.start), shape=(n, NGRAM_BUCKETS))
     coefficients, intercepts = [], []

@@ -57,6 +57,8 @@ class Report:
         The same for each source, where there are several.
     seen : int
         Rows left out because the bundle was trained on them.
+    unfamiliar : float or None
+        Share of the rows that the bundle flags as unlike its training rows; None where nothing flags.
     """
 
     n: int
@@ -68,6 +70,7 @@ class Report:
     calibration: Calibration
     by_source: Mapping[str, Report] = field(default_factory=dict)
     seen: int = 0
+    unfamiliar: float | None = None
 
     @property
     def calibration_error(self) -> float:
@@ -85,6 +88,7 @@ class Report:
             "calibration_error": self.calibration_error,
             "calibration": self.calibration.as_dict(),
             "seen": self.seen,
+            "unfamiliar": self.unfamiliar,
             "methods": {name: figures.as_dict() for name, figures in self.methods.items()},
             "by_source": {name: report.as_dict() for name, report in self.by_source.items()},
         }
@@ -195,7 +199,8 @@ def crossval(
 def evaluate(predictor: Predictor, dataset: Dataset, features: Features, *, seed: int = 0) -> Report:
     """Evaluate a bundle on a pair's rows; rows that it was trained on are left out and counted.
 
-    The nested figures use the bundle's own threshold.
+    The nested figures use the bundle's own threshold. ``unknown_to_strong`` is the learned router under a policy that sends
+    flagged rows to strong: its ranking has them first, in no order.
 
     Raises
     ------
@@ -207,16 +212,22 @@ def evaluate(predictor: Predictor, dataset: Dataset, features: Features, *, seed
         raise DatasetError(f"all {len(dataset)} rows were trained on: nothing is left to evaluate on")
     dataset, features = dataset.select(fresh), features.take(np.flatnonzero(fresh))
     prediction = predictor.predict_features(features)
-    score = prediction.score
+    score, flagged = prediction.score, prediction.unfamiliar
+    rankings = {"learned": (score, score > predictor.threshold)}
+    if prediction.novelty is not None:
+        first = np.where(flagged, score.max() + 1.0, score)
+        rankings["unknown_to_strong"] = (first, flagged | (score > predictor.threshold))
 
     def report(rows: NDArray[np.bool_]) -> Report:
         part = dataset.select(rows)
         args, costs = _pair(part), _costs(part)
         methods = _untrained(part, None, seed)
-        methods["learned"] = evaluate_scores(
-            score[rows], *args, *costs, seed=seed, groups=part.groups
-        ).with_nested(outcome_of(score[rows] > predictor.threshold, *args, *costs))
-        return _report(part, methods, score[rows], prediction.quality[rows])
+        for name, (ranking, to_strong) in rankings.items():
+            methods[name] = evaluate_scores(
+                ranking[rows], *args, *costs, seed=seed, groups=part.groups
+            ).with_nested(outcome_of(to_strong[rows], *args, *costs))
+        share = None if prediction.novelty is None else float(flagged[rows].mean())
+        return replace(_report(part, methods, score[rows], prediction.quality[rows]), unfamiliar=share)
 
     everything = np.ones(len(dataset), dtype=bool)
     return _with_sources(report(everything), dataset, report, seen=int((~fresh).sum()))
@@ -314,6 +325,7 @@ def _report(
     )
     order = (
         "learned",
+        "unknown_to_strong",
         *PARTS,
         "average",
         "tfidf_logistic",

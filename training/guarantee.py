@@ -250,7 +250,7 @@ def guaranteed_ladder_threshold(
     p_values = np.max(
         [
             betting_p_values(
-                (share * single[:, None] - routed)[order],
+                (share * single[:, None] - routed)[order].T,
                 0.0,
                 lowest=-1.0,
                 highest=share,

@@ -131,7 +131,13 @@ def _table(report: Report, title: str) -> Table:
     table = Table(
         title=f"{title}: n = {report.n:,} · {report.weak} {weak:.4f} · {report.strong} {strong:.4f}",
         title_justify="left",
-        caption=f"{report.seen:,} rows left out, the bundle was trained on them" if report.seen else None,
+        caption=" · ".join(
+            [
+                *([f"{report.seen:,} rows left out, the bundle was trained on them"] if report.seen else []),
+                *([] if report.unfamiliar is None else [f"{report.unfamiliar:.1%} flagged as unfamiliar"]),
+            ]
+        )
+        or None,
         caption_justify="left",
     )
     dollars = any(f.cost_saving_at_95 is not None for f in report.methods.values())

@@ -37,6 +37,7 @@ from training.evaluation import Report, pair_rows, report_of
 from training.guarantee import guaranteed_threshold
 from training.ladder_threshold import ladder_for_quality
 from training.metrics import QUALITY_BAR, Interval, gain_interval, random_strong_share_at
+from training.novelty import NoveltyFigures, fit_novelty
 from training.probes import ROWS
 from training.sweep import Singles
 from training.threshold import ChosenThreshold, for_max_cost, for_quality, for_strong_share
@@ -56,6 +57,8 @@ class Fit:
         Figures on out-of-fold rows; None where there are more than two targets.
     gain : Interval or None
         The mean gain of strong over weak with its 95 % interval.
+    novelty : NoveltyFigures
+        How many rows like the training rows are flagged as unlike them.
     warnings : tuple of str
         What a person should know before using it.
     """
@@ -63,6 +66,7 @@ class Fit:
     bundle: Bundle
     report: Report | None
     gain: Interval | None
+    novelty: NoveltyFigures
     warnings: tuple[str, ...]
 
 
@@ -119,6 +123,9 @@ def fit(
     else:
         threshold = _default_of_ladder(estimator.out_of_fold_, dataset)
     warnings = _warnings(dataset, gain, report)
+    measures, novelty = fit_novelty(
+        features, dataset.sources, dataset.groups, prepare(estimator.arrays_), seed=seed
+    )
 
     manifest = Manifest(
         schema_version=SCHEMA_VERSION,
@@ -139,20 +146,21 @@ def fit(
         | {"router": router.__version__},
         parts=tuple(parts),
         thresholds={"default": threshold},
-        metrics={} if report is None else {"out_of_fold": report.as_dict()},
+        metrics=({} if report is None else {"out_of_fold": report.as_dict()})
+        | {"novelty": novelty.as_dict()},
         notes=warnings,
     )
     bundle = Bundle(
         manifest=manifest,
-        arrays=estimator.arrays_,
+        arrays=estimator.arrays_ | measures,
         seen=np.unique(prompt_hashes(dataset.prompts)),
         probes=_probes(estimator, encoder),
-        card=write_card(manifest, report, gain, command),
+        card=write_card(manifest, report, gain, novelty, command),
     )
     Predictor(bundle, encoder)  # replays the probes, before anything is replaced
     saved = save_bundle(bundle, out)
     Predictor(load_bundle(out), encoder)  # what was written is what will be served
-    return Fit(saved, report, gain, warnings)
+    return Fit(saved, report, gain, novelty, warnings)
 
 
 def default_threshold(score: NDArray[np.float64], pair: Dataset) -> Threshold:
