@@ -62,7 +62,7 @@ def test_crossval_of_three_targets(rows: Labelled) -> None:
     areas = {name: figures.aiq for name, figures in methods.items()}
     assert all(area is not None for area in areas.values())
     # There is something to learn, and nobody knows more than the oracle.
-    assert areas["learned_value"] > areas["zero"] + 0.02  # type: ignore[operator]
+    assert areas["learned_value"] > areas["zero"] + 0.01  # type: ignore[operator]
     assert areas["oracle"] > max(areas[name] for name in areas if name != "oracle") + 0.02  # type: ignore[operator, type-var]
     for name in ("learned", "learned_value", "pair"):
         found = methods[name]
