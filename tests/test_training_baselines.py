@@ -56,7 +56,9 @@ def test_every_baseline_scores_each_test_row_and_repeats_itself(name: str) -> No
     np.testing.assert_array_equal(first, again)
 
 
-@pytest.mark.parametrize("name", ["tfidf_logistic", "minilm_knn", "average"])
+@pytest.mark.parametrize(
+    "name", ["tfidf_logistic", "minilm_knn", "average", "clusters", "matrix_factorisation"]
+)
 def test_trained_baselines_learn_the_gain(name: str) -> None:
     train, train_embeddings = two_kinds(400, 1)
     test, test_embeddings = two_kinds(100, 2)

@@ -8,7 +8,10 @@ from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.optimize import minimize
 from scipy.sparse import vstack
+from scipy.special import expit
+from sklearn.cluster import KMeans
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from threadpoolctl import threadpool_limits
@@ -23,6 +26,13 @@ Embeddings = NDArray[np.floating[Any]]
 NEIGHBOURS = 100
 # Test rows whose similarities to all training rows are held at once: 512 × 14,000 float32 are 29 MB.
 _CHUNK = 512
+# Avengers-Pro's number of clusters and of the nearest ones that are averaged (arXiv 2508.12631); on few rows a
+# cluster holds at least ROWS_A_CLUSTER.
+CLUSTERS, NEAREST_CLUSTERS = 60, 4
+ROWS_A_CLUSTER = 20
+# Length of a model's embedding in the matrix factorisation, and how much its parameters are drawn to zero.
+FACTORS = 16
+FACTOR_PENALTY = 1.0
 
 
 class Baseline(Protocol):
@@ -115,6 +125,75 @@ def average(
     )
 
 
+def clusters(
+    train: Dataset, test: Dataset, train_embeddings: Embeddings, test_embeddings: Embeddings, seed: int
+) -> Floats:
+    """Avengers-Pro's router (arXiv 2508.12631): k-means over embeddings, and each cluster's mean quality by model.
+
+    A prompt gets the mean over its ``NEAREST_CLUSTERS`` nearest of ``CLUSTERS`` clusters; the score is the gain. The
+    paper's weight between quality and cost is what a threshold on that score stands for.
+    """
+    weak, strong = _pair(train)
+    seen, asked = _unit(train_embeddings), _unit(test_embeddings)
+    wanted = max(1, min(CLUSTERS, len(train) // ROWS_A_CLUSTER, len(np.unique(seen, axis=0))))
+    with threadpool_limits(limits=1):
+        found = KMeans(wanted, n_init=1, random_state=seed).fit(seen)
+        distance = found.transform(asked)
+    # Of a cluster that k-means left empty nothing is known: the mean of all stands for it.
+    size = np.bincount(found.labels_, minlength=wanted)
+    gained = np.bincount(found.labels_, strong - weak, minlength=wanted)
+    gain = np.where(size > 0, gained / np.maximum(size, 1), (strong - weak).mean())
+    nearest = np.argsort(distance, axis=1, kind="stable")[:, :NEAREST_CLUSTERS]
+    scores: Floats = gain[nearest].mean(axis=1)
+    return scores
+
+
+def matrix_factorisation(
+    train: Dataset, test: Dataset, train_embeddings: Embeddings, test_embeddings: Embeddings, seed: int
+) -> Floats:
+    """RouteLLM's matrix factorisation (arXiv 2406.18665, §4.2), trained on the qualities of the rows given.
+
+    A bilinear score of model and prompt, s(M, q) = v_M · (W q + b) + c_M, whose logistic is the expected quality; the
+    paper's last layer is part of v_M. RouteLLM fits it to preferences of the Arena; qualities are what is known here.
+    """
+    weak, strong = _pair(train)
+    quality = np.stack([weak, strong], axis=1)
+    seen, asked = _with_one(_unit(train_embeddings)), _with_one(_unit(test_embeddings))
+    inputs, models = seen.shape[1], quality.shape[1]
+    start = np.random.default_rng(seed).normal(0.0, 0.1, (inputs + models, FACTORS))
+    share = np.clip(quality.mean(axis=0), 1e-3, 1.0 - 1e-3)
+    offset = np.log(share / (1.0 - share))
+
+    def loss(flat: Floats) -> tuple[float, Floats]:
+        both = flat[:-models].reshape(inputs + models, FACTORS)
+        projection, model, level = both[:inputs], both[inputs:], flat[-models:]
+        hidden = seen @ projection.astype(np.float32)
+        logit = hidden @ model.T + level
+        error = expit(logit) - quality
+        entropy = float(np.logaddexp(0.0, logit).sum() - (quality * logit).sum())
+        gradient = np.concatenate(
+            [
+                (seen.T @ (error @ model).astype(np.float32)) + FACTOR_PENALTY * projection,
+                error.T @ hidden + FACTOR_PENALTY * model,
+            ]
+        )
+        value = entropy + 0.5 * FACTOR_PENALTY * float((both**2).sum())
+        return value, np.concatenate([gradient.ravel(), error.sum(axis=0)])
+
+    with threadpool_limits(limits=1):
+        fitted = minimize(
+            loss,
+            np.concatenate([start.ravel(), offset]),
+            jac=True,
+            method="L-BFGS-B",
+            options={"maxiter": 100},
+        ).x
+        both = fitted[:-models].reshape(inputs + models, FACTORS)
+        expected = expit(asked @ both[:inputs] @ both[inputs:].T + fitted[-models:])
+    scores: Floats = expected[:, 1] - expected[:, 0]
+    return scores
+
+
 BASELINES: Mapping[str, Baseline] = MappingProxyType(
     {
         "random": random,
@@ -123,6 +202,8 @@ BASELINES: Mapping[str, Baseline] = MappingProxyType(
         "tfidf_logistic": tfidf_logistic,
         "minilm_knn": minilm_knn,
         "average": average,
+        "clusters": clusters,
+        "matrix_factorisation": matrix_factorisation,
     }
 )
 
@@ -171,3 +252,8 @@ def _unit(embeddings: Embeddings) -> NDArray[np.float32]:
     norms[norms == 0.0] = 1.0
     unit: NDArray[np.float32] = rows / norms
     return unit
+
+
+def _with_one(rows: NDArray[np.float32]) -> NDArray[np.float32]:
+    """A last column of ones, for the intercept."""
+    return np.hstack([rows, np.ones((len(rows), 1), dtype=np.float32)])

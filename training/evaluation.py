@@ -13,7 +13,7 @@ from threadpoolctl import threadpool_limits
 
 from router.errors import DatasetError, UsageError
 from router.features import Features
-from router.predictor import PARTS, Predictor, predict_part, prepare
+from router.predictor import PARTS, Prediction, Predictor, predict_part, prepare
 from training.baselines import BASELINES, minilm_knn, standardised_mean, tfidf_logistic
 from training.dataset import Dataset, split_folds
 from training.estimator import QualityEstimator, source_weights
@@ -257,6 +257,48 @@ def report_of(dataset: Dataset, score: Floats, quality: Floats | None = None, *,
     return _with_sources(report(np.ones(len(dataset), dtype=bool)), dataset, report)
 
 
+@dataclass(frozen=True)
+class Fold:
+    """What the estimator, fitted on some rows, says of m others.
+
+    Attributes
+    ----------
+    prediction : Prediction of m rows
+    to_strong : ndarray of bool, shape (m,)
+        By the threshold of ``QUALITY_BAR`` that was picked on the fitted rows' inner folds.
+    parts : mapping of str to ndarray, shape (m,)
+        The score of each part alone.
+    """
+
+    prediction: Prediction
+    to_strong: NDArray[np.bool_]
+    parts: Mapping[str, Floats]
+
+
+def learned_fold(
+    dataset: Dataset,
+    features: Features,
+    train: NDArray[np.intp],
+    test: NDArray[np.intp],
+    *,
+    parts: Sequence[str] = PARTS,
+    seed: int = 0,
+) -> Fold:
+    """Fit the estimator on the rows ``train`` of a pair's dataset and predict the rows ``test``."""
+    inside = dataset.select(train)
+    asked = features.take(test)
+    with threadpool_limits(limits=1):  # folds run beside one another
+        estimator = QualityEstimator(dataset.targets, parts=parts, seed=seed)
+        estimator.fit(features.take(train), inside.quality, inside.groups, source_weights(inside.sources))
+        chosen = for_quality(estimator.out_of_fold_.score, *_pair(inside), quality=QUALITY_BAR)
+        prediction = estimator.predict(asked)
+        alone = {}
+        for part in parts:
+            quality = predict_part(part, asked, prepare(estimator.arrays_))
+            alone[part] = quality[:, 1] - quality[:, 0]
+    return Fold(prediction, prediction.score > chosen.threshold, alone)
+
+
 def _fold(
     dataset: Dataset,
     features: Features,
@@ -266,20 +308,14 @@ def _fold(
     seed: int,
 ) -> tuple[NDArray[np.bool_], Floats, dict[str, Floats]]:
     """Of each test row: whether the nested threshold sends it to strong, its two qualities, and its score by every method."""
-    inside, outside = dataset.select(train), dataset.select(test)
-    seen, asked = features.take(train), features.take(test)
-    with threadpool_limits(limits=1):  # folds run beside one another
-        estimator = QualityEstimator(dataset.targets, parts=parts, seed=seed)
-        estimator.fit(seen, inside.quality, inside.groups, source_weights(inside.sources))
-        chosen = for_quality(estimator.out_of_fold_.score, *_pair(inside), quality=QUALITY_BAR)
-        prediction = estimator.predict(asked)
-        scores = {"learned": prediction.score}
-        for part in parts:
-            quality = predict_part(part, asked, prepare(estimator.arrays_))
-            scores[part] = quality[:, 1] - quality[:, 0]
-        scores["tfidf_logistic"] = tfidf_logistic(inside, outside, seen.embedding, asked.embedding, seed)
-        scores["minilm_knn"] = minilm_knn(inside, outside, seen.embedding, asked.embedding, seed)
-    return scores["learned"] > chosen.threshold, prediction.quality, scores
+    learned = learned_fold(dataset, features, train, test, parts=parts, seed=seed)
+    scores = {"learned": learned.prediction.score, **learned.parts}
+    rows = (dataset.select(train), dataset.select(test))
+    embeddings = (features.embedding[train], features.embedding[test])
+    with threadpool_limits(limits=1):
+        scores["tfidf_logistic"] = tfidf_logistic(*rows, *embeddings, seed)
+        scores["minilm_knn"] = minilm_knn(*rows, *embeddings, seed)
+    return learned.to_strong, learned.prediction.quality, scores
 
 
 def _untrained(part: Dataset, folds: NDArray[Any] | None, seed: int) -> dict[str, MethodFigures]:
