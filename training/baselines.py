@@ -26,9 +26,9 @@ Embeddings = NDArray[np.floating[Any]]
 NEIGHBOURS = 100
 # Test rows whose similarities to all training rows are held at once: 512 × 14,000 float32 are 29 MB.
 _CHUNK = 512
-# Avengers-Pro's number of clusters and of the nearest ones that are averaged (arXiv 2508.12631); on few rows a
-# cluster holds at least ROWS_A_CLUSTER.
-CLUSTERS, NEAREST_CLUSTERS = 60, 4
+# Avengers-Pro's number of clusters, of the nearest ones that are averaged, and how fast a cluster's weight falls with
+# its distance (arXiv 2508.12631 and its released configuration); on few rows a cluster holds ROWS_A_CLUSTER on average.
+CLUSTERS, NEAREST_CLUSTERS, SHARPNESS = 60, 4, 9.0
 ROWS_A_CLUSTER = 20
 # Length of a model's embedding in the matrix factorisation, and how much its parameters are drawn to zero.
 FACTORS = 16
@@ -130,12 +130,13 @@ def clusters(
 ) -> Floats:
     """Avengers-Pro's router (arXiv 2508.12631): k-means over embeddings, and each cluster's mean quality by model.
 
-    A prompt gets the mean over its ``NEAREST_CLUSTERS`` nearest of ``CLUSTERS`` clusters; the score is the gain. The
-    paper's weight between quality and cost is what a threshold on that score stands for.
+    A prompt gets the mean over its ``NEAREST_CLUSTERS`` nearest of ``CLUSTERS`` clusters, weighted by
+    exp(−``SHARPNESS`` · distance); the score is the gain. The paper's weight between quality and cost is what a threshold
+    on that score stands for.
     """
     weak, strong = _pair(train)
     seen, asked = _unit(train_embeddings), _unit(test_embeddings)
-    wanted = max(1, min(CLUSTERS, len(train) // ROWS_A_CLUSTER, len(np.unique(seen, axis=0))))
+    wanted = max(1, min(CLUSTERS, len(train) // ROWS_A_CLUSTER, len({row.tobytes() for row in seen})))
     with threadpool_limits(limits=1):
         found = KMeans(wanted, n_init=1, random_state=seed).fit(seen)
         distance = found.transform(asked)
@@ -144,7 +145,8 @@ def clusters(
     gained = np.bincount(found.labels_, strong - weak, minlength=wanted)
     gain = np.where(size > 0, gained / np.maximum(size, 1), (strong - weak).mean())
     nearest = np.argsort(distance, axis=1, kind="stable")[:, :NEAREST_CLUSTERS]
-    scores: Floats = gain[nearest].mean(axis=1)
+    near = np.exp(-SHARPNESS * np.take_along_axis(distance, nearest, axis=1).astype(np.float64))
+    scores: Floats = (near * gain[nearest]).sum(axis=1) / near.sum(axis=1)
     return scores
 
 

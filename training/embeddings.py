@@ -83,9 +83,10 @@ def near_duplicate_groups(
         A merged group bears the name of the group of its first row.
     """
     _, first, member = np.unique(np.asarray(groups), return_index=True, return_inverse=True)
-    unit = np.asarray(embedding, dtype=np.float32)
-    length = np.linalg.norm(unit, axis=1, keepdims=True)
-    unit = unit / np.where(length == 0.0, 1.0, length)
+    rows = np.asarray(embedding, dtype=np.float32)
+    length = np.linalg.norm(rows, axis=1, keepdims=True)
+    length[length == 0.0] = 1.0
+    unit = rows / length
     pairs = []
     for start in range(0, len(unit), _ROWS_AT_ONCE):
         # Against this chunk and the rows after it: the others have met it already.

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -26,6 +26,7 @@ from numpy.typing import ArrayLike, NDArray
 from router.errors import DatasetError
 
 Floats = NDArray[np.float64]
+Counts = NDArray[np.uint8]
 
 # Bins of the curve that APGR and CPT are read from.
 BINS = 10
@@ -508,6 +509,65 @@ def mean_figures(runs: Sequence[MethodFigures]) -> MethodFigures:
     )
 
 
+def draw_resamples(
+    n: int, *, groups: ArrayLike | None = None, resamples: int = 1000, seed: int = 0
+) -> Counts:
+    """How often each bootstrap resample draws each of n rows, shape (resamples, n); whole groups are drawn.
+
+    Drawn once and given to :func:`resampled_apgr` for several methods, they make their differences paired.
+    """
+    # A group is drawn once on average: 255 times does not happen.
+    drawn = np.empty((resamples, n), dtype=np.uint8)
+    for i, counts in enumerate(bootstrap_counts(n, groups, resamples, seed)):
+        drawn[i] = counts
+    return drawn
+
+
+def resampled_apgr(
+    scores: ArrayLike, weak: ArrayLike, strong: ArrayLike, drawn: Counts, *, seed: int = 0
+) -> Floats:
+    """APGR in each resample, averaged over runs.
+
+    The thresholds are each resample's own deciles: what RouteLLM's evaluation gives on those rows.
+
+    Parameters
+    ----------
+    scores : array_like, shape (runs, n)
+        NaN where a row was not tested in a run.
+    weak, strong : array_like, shape (n,)
+    drawn : ndarray, shape (resamples, n)
+        As :func:`draw_resamples` gives it.
+    seed : int
+        Orders equal scores; ``seed + r`` in run r.
+
+    Returns
+    -------
+    ndarray, shape (resamples,)
+        NaN where strong is not better than weak.
+    """
+    gain = oracle_scores(weak, strong)
+    total = np.zeros(len(drawn))
+    runs = np.atleast_2d(np.asarray(scores, dtype=np.float64))
+    for r, score in enumerate(runs):
+        tested = np.flatnonzero(~np.isnan(score))
+        order = tested[_order(score[tested], seed + r)]
+        total += _apgr_of_resamples(gain[order], (counts[order] for counts in drawn), len(drawn))
+    return total / len(runs)
+
+
+def percentile_interval(values: Floats, value: float = math.nan) -> Interval:
+    """``value`` with the 95 % interval of its bootstrap ``values``.
+
+    Both ends are NaN where more than 2.5 % of the values are: the gap's own interval reaches zero then, and a ratio to
+    it has no bounds.
+    """
+    undefined = np.isnan(values)
+    if not len(values) or undefined.mean() > 0.025:
+        return Interval(value, math.nan, math.nan)
+    low, high = np.percentile(values[~undefined], [2.5, 97.5])
+    return Interval(value, float(low), float(high))
+
+
 def gain_interval(
     weak: ArrayLike,
     strong: ArrayLike,
@@ -770,12 +830,17 @@ def _apgr_interval(
 ) -> tuple[float, float]:
     """95 % percentile interval of APGR over resampled rows or groups."""
     order = _order(score, seed)
-    gain = (strong - weak)[order]
+    drawn = (counts[order] for counts in bootstrap_counts(len(score), groups, resamples, seed))
+    interval = percentile_interval(_apgr_of_resamples((strong - weak)[order], drawn, resamples))
+    return (interval.low, interval.high)
+
+
+def _apgr_of_resamples(gain: Floats, drawn: Iterable[NDArray[Any]], resamples: int) -> Floats:
+    """APGR in each resample, shape (resamples,), of rows in the order of their scores; NaN where there is no gap."""
     values = np.full(resamples, np.nan)
     calls_so_far = np.zeros(len(gain) + 1)
     gained_so_far = np.zeros(len(gain) + 1)
-    for i, drawn in enumerate(bootstrap_counts(len(gain), groups, resamples, seed)):
-        counts = drawn[order]
+    for i, counts in enumerate(drawn):
         # A row drawn m times is m rows of one score: sorting once serves all resamples.
         np.cumsum(counts, out=calls_so_far[1:])
         np.cumsum(counts * gain, out=gained_so_far[1:])
@@ -784,12 +849,7 @@ def _apgr_interval(
             n = int(calls_so_far[-1])
             calls = _bin_counts(n)
             values[i] = np.trapezoid(np.interp(calls, calls_so_far, gained_so_far), calls) / n / total
-    undefined = np.isnan(values)
-    # The gap's own interval reaches zero: a ratio to it has no bounds.
-    if not resamples or undefined.mean() > 0.025:
-        return (math.nan, math.nan)
-    low, high = np.percentile(values[~undefined], [2.5, 97.5])
-    return (float(low), float(high))
+    return values
 
 
 def bootstrap_counts(n: int, groups: ArrayLike | None, resamples: int, seed: int) -> Iterator[Floats]:
