@@ -32,7 +32,7 @@ CLUSTERS, NEAREST_CLUSTERS, SHARPNESS = 60, 4, 9.0
 ROWS_A_CLUSTER = 20
 # Length of a model's embedding in the matrix factorisation, and how much its parameters are drawn to zero.
 FACTORS = 16
-FACTOR_PENALTY = 1.0
+FACTOR_PENALTY = 3.0
 
 
 class Baseline(Protocol):

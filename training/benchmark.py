@@ -1,0 +1,937 @@
+"""This router beside others: the same rows, the same folds, one table a dataset."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+from joblib import Memory, Parallel, delayed
+from numpy.typing import NDArray
+from sklearn.metrics import roc_auc_score
+from threadpoolctl import threadpool_limits
+
+import router
+import training
+from router import __version__
+from router.errors import UsageError
+from router.features import Encoder, Features
+from training.baselines import BASELINES, prompt_length, standardised_mean
+from training.dataset import Dataset, load_dataset, split_folds
+from training.embeddings import cache_dir, near_duplicate_groups
+from training.evaluation import learned_fold, pair_rows
+from training.metrics import (
+    Interval,
+    MethodFigures,
+    draw_resamples,
+    evaluate_scores,
+    expected_calibration_error,
+    full_curve,
+    gain_interval,
+    mean_figures,
+    outcome_of,
+    percentile_interval,
+    random_router_scores,
+    random_strong_share_at,
+    resampled_apgr,
+)
+from training.peers import PEERS, PeerError, peer_scores
+from training.sources import convert
+from training.train import features_of
+
+Floats = NDArray[np.float64]
+Rows = NDArray[np.intp]
+Mask = NDArray[np.bool_]
+
+FOLDS = 5
+RESAMPLES = 1000
+# Equal scores are ordered at random: a method without folds is measured over at least this many orders.
+ORDERS = 10
+# Points of the curves that are drawn.
+CURVE_POINTS = 101
+# Methods that are fitted on each fold's training rows, the average of two of them left out.
+FITTED = ("learned", "tfidf_logistic", "minilm_knn", "clusters", "matrix_factorisation")
+# In this order they stand in a table.
+METHODS = (
+    "learned",
+    "average",
+    "tfidf_logistic",
+    "minilm_knn",
+    "clusters",
+    "matrix_factorisation",
+    "prompt_length",
+    "prompt_shortness",
+    *PEERS,
+    "random",
+)
+UNFITTED_ON = MappingProxyType(
+    {
+        "prompt_length": "nothing",
+        "prompt_shortness": "nothing",
+        "random": "nothing",
+        "litellm_heuristic_v2": "UltraFeedback, as shipped",
+        "litellm_rules": "nothing: rules",
+        "uncommonroute": "its authors' tier labels, as shipped",
+    }
+)
+# What a change to the estimator cannot be in: the learned scores are kept as long as everything else stands.
+_NOT_THE_ESTIMATOR = frozenset(
+    f"{name}.py"
+    for name in (
+        *(
+            "baselines",
+            "benchmark",
+            "card",
+            "cli",
+            "fetch",
+            "judge",
+            "labels",
+            "peers",
+            "plot",
+            "prices",
+            "tables",
+        ),
+        *("app", "ledger", "dispatch", "schemas", "settings"),
+    )
+)
+
+
+@dataclass(frozen=True)
+class Published:
+    """A row from a paper: not run, and not trained on what the others were."""
+
+    method: str
+    trained_on: str
+    apgr: float
+    cpt50: float | None
+    cpt80: float | None
+    source: str = "arXiv 2406.18665"
+
+
+_ARENA = "Chatbot Arena"
+PUBLISHED: Mapping[str, tuple[Published, ...]] = MappingProxyType(
+    {
+        "mmlu": (
+            Published("RouteLLM SW ranking", f"{_ARENA} + 1,500 rows of MMLU", 0.603, 35.40, 71.55),
+            Published("RouteLLM, best of five", _ARENA, 0.524, None, None),
+        ),
+        "gsm8k": (
+            Published("RouteLLM causal LLM (8B)", f"{_ARENA} + judge labels", 0.622, 33.64, 63.26),
+            Published("RouteLLM, best of five", _ARENA, 0.497, None, None),
+        ),
+    }
+)
+
+
+@dataclass(frozen=True)
+class Task:
+    """Rows of a pair and how they are split.
+
+    Attributes
+    ----------
+    name, title : str
+    dataset : Dataset
+        Weak and strong, in this order; each row labelled for both.
+    features : Features of the same rows
+    groups : ndarray of str, shape (n,)
+        Near-duplicates share a group; no group is on both sides of a fold.
+    runs : tuple of tuple of (ndarray, ndarray)
+        Runs of folds, a fold being the indices of its training and of its test rows.
+    trained_on : str
+        What the fitted methods learn from.
+    merged : int
+        Rows that came into another row's group as near-duplicates.
+    parts : mapping of str to ndarray of bool, shape (n,)
+        Rows with a table of their own.
+    reversed_length : bool
+        Whether the shortest prompts first is a baseline too.
+    curve : bool
+        Whether it is drawn.
+    """
+
+    name: str
+    title: str
+    dataset: Dataset
+    features: Features
+    groups: NDArray[np.str_]
+    runs: tuple[tuple[tuple[Rows, Rows], ...], ...]
+    trained_on: str
+    merged: int = 0
+    parts: Mapping[str, Mask] = field(default_factory=dict)
+    reversed_length: bool = False
+    curve: bool = True
+
+    def tested(self) -> Mask:
+        """Which rows each run tests, shape (runs, n)."""
+        mask = np.zeros((len(self.runs), len(self.dataset)), dtype=bool)
+        for r, folds in enumerate(self.runs):
+            for _, test in folds:
+                mask[r, test] = True
+        return mask
+
+
+@dataclass(frozen=True)
+class Line:
+    """One method in a table.
+
+    Attributes
+    ----------
+    method, trained_on : str
+    figures : MethodFigures or None
+        None where it was not run.
+    ahead : Interval or None
+        APGR of the learned router minus this one's, over the same resamples.
+    why_not : str
+        Why it was not run.
+    curve : ndarray, shape (2, CURVE_POINTS), or None
+        Mean quality over runs and its standard deviation, at even strong shares from 0 to 1.
+    """
+
+    method: str
+    trained_on: str
+    figures: MethodFigures | None = None
+    ahead: Interval | None = None
+    why_not: str = ""
+    curve: Floats | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """For ``--json``."""
+        return {
+            "trained_on": self.trained_on,
+            **(self.figures.as_dict() if self.figures else {"not_run": self.why_not}),
+            "learned_ahead": _interval(self.ahead),
+        }
+
+
+@dataclass(frozen=True)
+class Table:
+    """What the methods reach on one set of rows.
+
+    Attributes
+    ----------
+    name, title : str
+    n, groups, merged, runs, folds : int
+        Rows, groups of near-duplicates, rows that were merged into another's group, and how it was split.
+    weak, strong : str
+    weak_quality, strong_quality : float
+    gain : Interval
+        Mean gain of strong with its bootstrap interval; where that holds zero there is hardly a strong side.
+    random_share_at_95 : float
+        Strong calls that a router without knowledge needs for 95 % of strong's quality.
+    lines : tuple of Line
+    published : tuple of Published
+    calibration : mapping of str to mapping
+        Of the learned router on held-out rows, as :func:`held_out_calibration` gives it.
+    digest : str
+        SHA-256 of the converted dataset.
+    seconds : float
+    drawn : bool
+    """
+
+    name: str
+    title: str
+    n: int
+    groups: int
+    merged: int
+    runs: int
+    folds: int
+    weak: str
+    strong: str
+    weak_quality: float
+    strong_quality: float
+    gain: Interval
+    random_share_at_95: float
+    lines: tuple[Line, ...]
+    published: tuple[Published, ...]
+    calibration: Mapping[str, Mapping[str, float]]
+    digest: str
+    seconds: float = 0.0
+    drawn: bool = True
+
+    def as_dict(self) -> dict[str, Any]:
+        """For ``--json``."""
+        plain = {
+            key: value
+            for key, value in vars(self).items()
+            if key not in ("lines", "published", "gain", "calibration", "drawn")
+        }
+        return {
+            **plain,
+            "gain": _interval(self.gain),
+            "methods": {line.method: line.as_dict() for line in self.lines},
+            "published": [asdict(row) for row in self.published],
+            "calibration": {
+                head: {name: _finite(value) for name, value in figures.items()}
+                for head, figures in self.calibration.items()
+            },
+        }
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """All tables of a run, what was skipped and why, and what it ran with."""
+
+    tables: tuple[Table, ...]
+    skipped: Mapping[str, str]
+    settings: Mapping[str, Any]
+
+    def as_dict(self) -> dict[str, Any]:
+        """For ``--json``."""
+        return {
+            **self.settings,
+            "skipped": dict(self.skipped),
+            "tables": [table.as_dict() for table in self.tables],
+        }
+
+
+class Absent(Exception):
+    """The files of a task are not in the folder."""
+
+
+def benchmark(
+    folder: Path,
+    encoder: Encoder,
+    *,
+    only: Sequence[str] = (),
+    repeats: int = 20,
+    seed: int = 0,
+    peers: str | None = None,
+    resamples: int = RESAMPLES,
+    jobs: int = -1,
+    progress: Callable[[str, int, int], None] = lambda what, done, total: None,
+) -> Benchmark:
+    """Run the tasks whose originals are in ``folder``.
+
+    Parameters
+    ----------
+    folder : Path
+        The public originals, laid out as ``router-train fetch`` and data/README.md have them.
+    only : sequence of str
+        Names of :data:`TASKS`; all by default.
+    repeats : int
+        Fold seeds, ``seed``, ``seed + 1``, …, or draws of few rows.
+    peers : str, optional
+        The interpreter of the environment that has UncommonRoute.
+    resamples : int
+        Of the bootstrap.
+    progress : callable
+        Called with what is being done, how much of it is, and of how much.
+
+    Raises
+    ------
+    UsageError
+        The folder is not there, a name is not known, or nothing named is in the folder.
+    """
+    if not folder.is_dir():
+        raise UsageError(f"{folder}: no such folder; --data takes the one with the public originals")
+    if unknown := [name for name in only if name not in TASKS]:
+        raise UsageError(f"--only {', '.join(unknown)}: not known; known are {', '.join(TASKS)}")
+    tables: list[Table] = []
+    skipped: dict[str, str] = {}
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory() as scratch:
+        material = Material(folder, Path(scratch), encoder, progress)
+        for name in only or TASKS:
+            try:
+                tasks = list(TASKS[name](material, repeats, seed))
+            except Absent as reason:
+                skipped[name] = str(reason)
+                continue
+            for task in tasks:
+                since = time.monotonic()
+                found = run(
+                    task,
+                    seed=seed,
+                    peers=peers,
+                    resamples=resamples,
+                    jobs=jobs,
+                    encoder_hash=encoder.hash,
+                    progress=partial(progress, task.title),
+                )
+                seconds = time.monotonic() - since
+                tables += [replace(table, seconds=seconds) for table in found]
+    if not tables:
+        raise UsageError("; ".join(f"{name}: {why}" for name, why in skipped.items()))
+    settings = {
+        "repeats": repeats,
+        "folds": FOLDS,
+        "seed": seed,
+        "resamples": resamples,
+        "encoder": {"name": encoder.name, "hash": encoder.hash},
+        "versions": {
+            "llm-difficulty-router": __version__,
+            "python": ".".join(map(str, sys.version_info[:3])),
+            **{name: version(name) for name in ("numpy", "scikit-learn", "scipy", "litellm")},
+        },
+        "seconds": time.monotonic() - began,
+    }
+    return Benchmark(tuple(tables), skipped, settings)
+
+
+def run(
+    task: Task,
+    *,
+    seed: int = 0,
+    peers: str | None = None,
+    resamples: int = RESAMPLES,
+    jobs: int = -1,
+    encoder_hash: str = "",
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> list[Table]:
+    """Score a task's test rows by every method and measure: the whole first, then its parts.
+
+    The scores of a fold are kept on disk under what they follow from, so that only what changed is computed again.
+    """
+    fitted, learned = _fitted_scores(task, seed, encoder_hash, jobs, progress)
+    scores, why_not, on = dict(fitted), dict[str, str](), dict(UNFITTED_ON)
+    pairs = zip(scores["tfidf_logistic"], scores["minilm_knn"], strict=True)
+    scores["average"] = np.stack([_where_tested(standardised_mean, *pair) for pair in pairs])
+    for method in (*FITTED, "average"):
+        on[method] = task.trained_on
+    unfitted = _unfitted_scores(task, seed, peers, why_not, on)
+    scores |= unfitted
+    order = [method for method in METHODS if method in scores or method in why_not]
+
+    everything = np.ones(len(task.dataset), dtype=bool)
+    parts = {"": everything, **task.parts}
+    tables = []
+    for name, mask in parts.items():
+        rows = np.flatnonzero(mask & task.tested().any(axis=0))
+        tables.append(
+            _table(
+                task,
+                name,
+                rows,
+                {method: score[:, rows] for method, score in scores.items()},
+                {key: value[:, rows] for key, value in learned.items()},
+                [(method, on[method], why_not.get(method, "")) for method in order],
+                seed,
+                resamples,
+                jobs,
+            )
+        )
+    return tables
+
+
+def held_out_calibration(quality: Floats, gain: Floats, observed: Floats) -> dict[str, dict[str, float]]:
+    """How far predictions for held-out rows can be taken at their word, by target, and for the gain.
+
+    Parameters
+    ----------
+    quality : ndarray, shape (n, T)
+        Predicted, 0 to 1.
+    gain : ndarray, shape (n,)
+        Predicted gain of the last target over the first.
+    observed : ndarray, shape (n, T)
+        Qualities.
+
+    Returns
+    -------
+    dict
+        ``weak``, ``strong`` and ``gain``, each with ``ece`` (ten bins of equally many rows), ``brier`` (mean squared
+        distance), ``base_brier`` (of the mean of these rows, which no constant beats) and ``auc`` (of telling success
+        from failure, a quality of .7 being .7 of a success; for the gain, of telling rows where strong is better).
+    """
+    figures = {}
+    real_gain = observed[:, -1] - observed[:, 0]
+    heads = {
+        "weak": (quality[:, 0], observed[:, 0], observed[:, 0]),
+        "strong": (quality[:, -1], observed[:, -1], observed[:, -1]),
+        "gain": (gain, real_gain, (real_gain > 0).astype(np.float64)),
+    }
+    for name, (predicted, actual, success) in heads.items():
+        figures[name] = {
+            "ece": expected_calibration_error(predicted, actual),
+            "brier": float(np.mean((predicted - actual) ** 2)),
+            "base_brier": float(np.var(actual)),
+            "auc": _auc(predicted, success),
+        }
+    return figures
+
+
+def _auc(score: Floats, success: Floats) -> float:
+    if not 0.0 < success.mean() < 1.0:
+        return float("nan")
+    n = len(score)
+    return float(
+        roc_auc_score(
+            np.repeat([1, 0], n),
+            np.concatenate([score, score]),
+            sample_weight=np.concatenate([success, 1.0 - success]),
+        )
+    )
+
+
+def _table(
+    task: Task,
+    part: str,
+    rows: Rows,
+    scores: Mapping[str, Floats],
+    learned: Mapping[str, NDArray[Any]],
+    order: Sequence[tuple[str, str, str]],
+    seed: int,
+    resamples: int,
+    jobs: int,
+) -> Table:
+    dataset, groups = task.dataset.select(rows), task.groups[rows]
+    weak, strong = dataset.quality.T
+    costs = (dataset.cost[:, 0], dataset.cost[:, 1])
+    share = random_strong_share_at(weak, strong)
+    drawn = draw_resamples(len(rows), groups=groups, resamples=resamples, seed=seed)
+    names = [name for name, _, why_not in order if not why_not]
+    values = dict(
+        zip(
+            names,
+            Parallel(n_jobs=jobs)(
+                delayed(resampled_apgr)(scores[name], weak, strong, drawn, seed=seed) for name in names
+            ),
+            strict=True,
+        )
+    )
+    lines = []
+    for name, trained_on, why_not in order:
+        if why_not:
+            lines.append(Line(name, trained_on, why_not=why_not))
+            continue
+        runs, curves = [], []
+        for r, score in enumerate(scores[name]):
+            at = np.flatnonzero(~np.isnan(score))
+            args = (weak[at], strong[at], costs[0][at], costs[1][at])
+            figures = evaluate_scores(score[at], *args, seed=seed + r, resamples=0)
+            if name == "learned":
+                figures = figures.with_nested(outcome_of(learned["to_strong"][r, at] > 0, *args))
+            if name == "random":
+                figures = replace(figures, **_random_saving(*args))
+            runs.append(figures)
+            full = full_curve(score[at], *args[:2], seed=seed + r)
+            curves.append(np.interp(np.linspace(0.0, 1.0, CURVE_POINTS), full.share, full.quality))
+        interval = percentile_interval(values[name])
+        figures = replace(mean_figures(runs), apgr_ci=(interval.low, interval.high))
+        lines.append(
+            Line(name, trained_on, figures, curve=np.stack([np.mean(curves, axis=0), np.std(curves, axis=0)]))
+        )
+    ours = next(line.figures for line in lines if line.method == "learned")
+    assert ours is not None
+    lines = [
+        replace(
+            line,
+            ahead=percentile_interval(values["learned"] - values[line.method], ours.apgr - line.figures.apgr),
+        )
+        if line.figures is not None and line.method != "learned"
+        else line
+        for line in lines
+    ]
+    calibration = [
+        held_out_calibration(
+            np.stack([learned["weak"][r, at], learned["strong"][r, at]], axis=1),
+            scores["learned"][r, at],
+            dataset.quality[at],
+        )
+        for r in range(len(scores["learned"]))
+        for at in [np.flatnonzero(~np.isnan(scores["learned"][r]))]
+    ]
+    return Table(
+        name=f"{task.name}/{part}" if part else task.name,
+        title=f"{task.title}: {part}" if part else task.title,
+        n=len(rows),
+        groups=len(np.unique(groups)),
+        merged=task.merged,
+        runs=len(task.runs),
+        folds=len(task.runs[0]),
+        weak=dataset.targets[0],
+        strong=dataset.targets[1],
+        weak_quality=float(weak.mean()),
+        strong_quality=float(strong.mean()),
+        gain=gain_interval(weak, strong, groups=groups, resamples=resamples, seed=seed),
+        random_share_at_95=share,
+        lines=tuple(lines),
+        published=() if part else PUBLISHED.get(task.name, ()),
+        calibration={
+            head: {name: float(np.mean([one[head][name] for one in calibration])) for name in figures}
+            for head, figures in calibration[0].items()
+        },
+        digest=dataset.digest,
+        drawn=task.curve and not part,
+    )
+
+
+def _random_saving(weak: Floats, strong: Floats, cost_weak: Floats, cost_strong: Floats) -> dict[str, Any]:
+    """Random's saving in closed form: the luckiest cut of a random order would credit it with noise."""
+    share = random_strong_share_at(weak, strong)
+    saved: dict[str, Any] = {"strong_share_at_95": share, "call_saving_at_95": 1.0 - share}
+    known = np.isfinite(cost_weak) & np.isfinite(cost_strong)
+    if known.any() and cost_strong[known].sum() > 0.0:
+        saved["cost_saving_at_95"] = (1.0 - share) * (1.0 - cost_weak[known].sum() / cost_strong[known].sum())
+    return saved
+
+
+def _fitted_scores(
+    task: Task, seed: int, encoder_hash: str, jobs: int, progress: Callable[[int, int], None]
+) -> tuple[dict[str, Floats], dict[str, Floats]]:
+    """Scores by method, and what else the learned router says of each row; shape (runs, n), NaN where not tested."""
+    shape = (len(task.runs), len(task.dataset))
+    scores = {method: np.full(shape, np.nan) for method in FITTED}
+    learned = {name: np.full(shape, np.nan) for name in ("to_strong", "weak", "strong")}
+    remembered = Memory(cache_dir() / "benchmark", verbose=0).cache(
+        _score_fold, ignore=["dataset", "features", "train", "test"]
+    )
+    data = hashlib.sha256(
+        "\n".join([task.dataset.digest, encoder_hash, *task.dataset.targets, *task.dataset.ids]).encode()
+    ).hexdigest()
+    folds = [(r, train, test) for r, folds in enumerate(task.runs) for train, test in folds]
+    todo = [(method, *fold) for method in reversed(FITTED) for fold in folds]
+    results = Parallel(n_jobs=jobs, return_as="generator")(
+        delayed(remembered)(
+            method,
+            code_version(method),
+            data,
+            hashlib.sha256(train.tobytes() + b"|" + test.tobytes()).hexdigest(),
+            seed + r,
+            task.dataset,
+            task.features,
+            train,
+            test,
+        )
+        for method, r, train, test in todo
+    )
+    progress(0, len(todo))
+    for done, ((method, r, _, test), found) in enumerate(zip(todo, results, strict=True), start=1):
+        scores[method][r, test] = found["score"]
+        if method == "learned":
+            for name in learned:
+                learned[name][r, test] = found[name]
+        progress(done, len(todo))
+    return scores, learned
+
+
+def _score_fold(
+    method: str,
+    code: str,
+    data: str,
+    rows: str,
+    seed: int,
+    dataset: Dataset,
+    features: Features,
+    train: Rows,
+    test: Rows,
+) -> dict[str, NDArray[Any]]:
+    """The first five arguments are the cache's key; the others follow from them."""
+    if method == "learned":
+        fold = learned_fold(dataset, features, train, test, seed=seed)
+        weak, strong = fold.prediction.quality.T
+        return {"score": fold.prediction.score, "to_strong": fold.to_strong, "weak": weak, "strong": strong}
+    with threadpool_limits(limits=1):  # folds run beside one another
+        score = BASELINES[method](
+            dataset.select(train),
+            dataset.select(test),
+            features.embedding[train],
+            features.embedding[test],
+            seed,
+        )
+    return {"score": score}
+
+
+def code_version(method: str) -> str:
+    """SHA-256 of the source that a method's scores follow from.
+
+    A baseline's is its module; the learned router's everything but what cannot change its scores.
+    """
+    here = Path(training.__file__).parent
+    files = [here / "baselines.py"]
+    if method == "learned":
+        folders = [*here.glob("*.py"), *Path(router.__file__).parent.glob("*.py")]
+        files = sorted(path for path in folders if path.name not in _NOT_THE_ESTIMATOR)
+    libraries = "".join(version(name) for name in ("numpy", "scikit-learn", "scipy"))
+    digest = hashlib.sha256(libraries.encode())
+    for path in files:
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def _unfitted_scores(
+    task: Task, seed: int, peers: str | None, why_not: dict[str, str], on: dict[str, str]
+) -> dict[str, Floats]:
+    """Scores of what is not fitted here, shape (runs, n); the rows that a run tests are those of the fitted methods."""
+    tested = task.tested()
+    mask = tested[np.arange(max(len(tested), ORDERS)) % len(tested)]
+    n = len(task.dataset)
+    length = prompt_length(task.dataset, task.dataset, np.zeros((n, 0)), np.zeros((n, 0)), seed)
+    flat: dict[str, Floats] = {"prompt_length": length}
+    if task.reversed_length:
+        flat["prompt_shortness"] = -length
+    asked = np.flatnonzero(tested.any(axis=0))
+    texts = [task.dataset.prompts[row].text for row in asked]
+    for name in PEERS:
+        python = peers if name == "uncommonroute" else sys.executable
+        if python is None:
+            why_not[name] = "no --peers interpreter (make peers)"
+            continue
+        try:
+            found = _peer(name, texts, python)
+        except PeerError as error:
+            why_not[name] = str(error)
+            continue
+        flat[name] = np.full(n, np.nan)
+        flat[name][asked] = found[1]
+        on[name] = f"{on[name]} ({found[0]})"
+    scores = {name: np.where(mask, score, np.nan) for name, score in flat.items()}
+    scores["random"] = np.where(mask, random_router_scores(n, runs=len(mask), seed=seed), np.nan)
+    return scores
+
+
+def _peer(name: str, texts: Sequence[str], python: str) -> tuple[str, list[float]]:
+    """A peer's scores, kept under the prompts' digest, the interpreter and the peer's script."""
+    import training.peers
+
+    remembered = Memory(cache_dir() / "benchmark", verbose=0).cache(_run_peer, ignore=["texts"])
+    script = hashlib.sha256(Path(training.peers.__file__).read_bytes()).hexdigest()
+    prompts = hashlib.sha256(repr(texts).encode()).hexdigest()
+    found: tuple[str, list[float]] = remembered(name, script, version("litellm"), prompts, python, texts)
+    return found
+
+
+def _run_peer(
+    name: str, script: str, litellm: str, prompts: str, python: str, texts: Sequence[str]
+) -> tuple[str, list[float]]:
+    found = peer_scores(name, texts, python)
+    return found.version, found.scores
+
+
+def _where_tested(combine: Callable[..., Floats], *scores: Floats) -> Floats:
+    tested = ~np.isnan(scores[0])
+    combined = np.full(len(tested), np.nan)
+    combined[tested] = combine(*(score[tested] for score in scores))
+    return combined
+
+
+def _interval(interval: Interval | None) -> dict[str, Any] | None:
+    if interval is None:
+        return None
+    return {name: _finite(value) for name, value in asdict(interval).items()}
+
+
+def _finite(value: float) -> float | None:
+    return value if np.isfinite(value) else None
+
+
+class Material:
+    """The originals of a folder as datasets with features, each converted once."""
+
+    def __init__(
+        self, folder: Path, scratch: Path, encoder: Encoder, progress: Callable[[str, int, int], None]
+    ) -> None:
+        self.folder = folder
+        self._scratch = scratch
+        self._encoder = encoder
+        self._progress = progress
+        self._loaded: dict[tuple[tuple[str, str], ...], tuple[Dataset, Features, NDArray[np.str_]]] = {}
+
+    def convert(self, source: str, place: str) -> Path:
+        """The dataset file of an original; raises :class:`Absent` where the folder has none."""
+        original = self.folder / place
+        if not original.exists():
+            raise Absent(f"{original}: not there")
+        out = self._scratch / f"{place.replace(os.sep, '-')}.jsonl"
+        if not out.exists():
+            convert(source, original, out)
+        return out
+
+    def pair(
+        self, sources: Sequence[tuple[str, str]], weak: str, strong: str
+    ) -> tuple[Dataset, Features, NDArray[np.str_]]:
+        """Rows of a pair, their features, and their groups with near-duplicates merged."""
+        key = (*sources, (weak, strong))
+        if key not in self._loaded:
+            paths = [self.convert(source, place) for source, place in sources]
+            dataset = pair_rows(load_dataset(paths, targets=(weak, strong)), weak, strong)
+            title = f"embedding {' + '.join(place for _, place in sources)}"
+            done = 0
+
+            def show(n: int) -> None:
+                nonlocal done
+                done += n
+                self._progress(title, done, len(dataset))
+
+            features = features_of(dataset, self._encoder, progress=show)
+            with threadpool_limits(limits=1):
+                groups = near_duplicate_groups(features.embedding, dataset.groups)
+            self._loaded[key] = (dataset, features, groups)
+        return self._loaded[key]
+
+
+Build = Callable[[Material, int, int], Iterator[Task]]
+
+_MIXTRAL, _GPT4 = "mistralai/Mixtral-8x7B-Instruct-v0.1", "gpt-4-1106-preview"
+_MMLU, _GSM8K, _MTBENCH = (
+    (("routellm-mmlu", "routellm/mmlu"),),
+    (("routellm-gsm8k", "routellm/gsm8k"),),
+    (("routellm-mtbench", "routellm/mt_bench"),),
+)
+FEW_ROWS = (250, 500, 1500, 5000)
+# Five draws of 5,000 rows cost what twenty of 1,500 do, and vary less.
+FEW_DRAWS_ABOVE, FEW_DRAWS = 1500, 5
+
+
+def cross_validated(
+    name: str,
+    title: str,
+    material: tuple[Dataset, Features, NDArray[np.str_]],
+    repeats: int,
+    seed: int,
+    *,
+    by: NDArray[np.str_] | None = None,
+    **options: Any,
+) -> Task:
+    """A task of ``FOLDS``-fold cross-validation, split by group, or by the labels ``by`` of shape (n,)."""
+    dataset, features, groups = material
+    runs = []
+    for r in range(repeats):
+        fold = split_folds(groups if by is None else by, FOLDS, seed + r)
+        runs.append(
+            tuple(_apart(np.flatnonzero(fold != k), np.flatnonzero(fold == k), groups) for k in range(FOLDS))
+        )
+    rows = round(float(np.mean([len(train) for train, _ in runs[0]])))
+    return Task(
+        name=name,
+        title=title,
+        dataset=dataset,
+        features=features,
+        groups=groups,
+        runs=tuple(runs),
+        trained_on=f"{rows:,} of these rows" + ("" if by is None else ", other subjects"),
+        merged=_merged(dataset, groups),
+        **options,
+    )
+
+
+def few_shot(
+    name: str,
+    title: str,
+    material: tuple[Dataset, Features, NDArray[np.str_]],
+    rows: int,
+    draws: int,
+    seed: int,
+) -> Task:
+    """A task that trains on ``rows`` drawn rows, in whole groups, and tests on all others."""
+    dataset, features, groups = material
+    if len(dataset) <= rows:
+        raise Absent(f"{len(dataset)} rows are too few to draw {rows} of them")
+    _, member, sizes = np.unique(groups, return_inverse=True, return_counts=True)
+    runs = []
+    for r in range(draws):
+        shuffled = np.random.default_rng(seed + r).permutation(len(sizes))
+        # The last group may carry the draw a few rows beyond what was asked.
+        enough = int(np.searchsorted(np.cumsum(sizes[shuffled]), rows)) + 1
+        drawn = np.isin(member, shuffled[:enough])
+        runs.append(((np.flatnonzero(drawn), np.flatnonzero(~drawn)),))
+    return Task(
+        name=name,
+        title=title,
+        dataset=dataset,
+        features=features,
+        groups=groups,
+        runs=tuple(runs),
+        trained_on=f"{rows:,} rows of the same benchmark",
+        merged=_merged(dataset, groups),
+        curve=False,
+    )
+
+
+def _apart(train: Rows, test: Rows, groups: NDArray[np.str_]) -> tuple[Rows, Rows]:
+    """The fold without training rows that share a group with a test row."""
+    return train[~np.isin(groups[train], groups[test])], test
+
+
+def _merged(dataset: Dataset, groups: NDArray[np.str_]) -> int:
+    """Rows whose group took another group's name."""
+    return int((np.asarray(dataset.groups) != groups).sum())
+
+
+def _mmlu(material: Material, repeats: int, seed: int) -> Iterator[Task]:
+    rows = material.pair(_MMLU, _MIXTRAL, _GPT4)
+    yield cross_validated("mmlu", "RouteLLM MMLU", rows, repeats, seed)
+
+
+def _gsm8k(material: Material, repeats: int, seed: int) -> Iterator[Task]:
+    rows = material.pair(_GSM8K, _MIXTRAL, _GPT4)
+    yield cross_validated("gsm8k", "RouteLLM GSM8K", rows, repeats, seed)
+
+
+def _mmlu_subjects(material: Material, repeats: int, seed: int) -> Iterator[Task]:
+    rows = material.pair(_MMLU, _MIXTRAL, _GPT4)
+    title = "RouteLLM MMLU, whole subjects held out"
+    yield cross_validated("mmlu-subjects", title, rows, repeats, seed, by=rows[0].domains)
+
+
+def _mmlu_few(material: Material, repeats: int, seed: int) -> Iterator[Task]:
+    pair = material.pair(_MMLU, _MIXTRAL, _GPT4)
+    for rows in FEW_ROWS:
+        draws = repeats if rows <= FEW_DRAWS_ABOVE else min(repeats, FEW_DRAWS)
+        yield few_shot(f"mmlu-{rows}", f"RouteLLM MMLU from {rows:,} rows", pair, rows, draws, seed)
+
+
+def _gsm8k_few(material: Material, repeats: int, seed: int) -> Iterator[Task]:
+    pair = material.pair(_GSM8K, _MIXTRAL, _GPT4)
+    yield few_shot("gsm8k-400", "RouteLLM GSM8K from 400 rows", pair, 400, repeats, seed)
+
+
+def _alpacaeval(material: Material, repeats: int, seed: int) -> Iterator[Task]:
+    folder = material.folder / "alpaca_eval"
+    found = sorted(folder.glob("*/*/annotations.json"))
+    if not found:
+        raise Absent(f"{folder}: no <model>/<annotator>/annotations.json")
+    for file in found:
+        place = str(file.parent.relative_to(material.folder))
+        # The first target of a row is GPT-4, whom the others are compared with.
+        strong, weak = load_dataset([material.convert("alpacaeval", place)]).targets
+        rows = material.pair((("alpacaeval", place),), weak, strong)
+        yield cross_validated(
+            f"alpacaeval-{weak}", f"AlpacaEval {weak}", rows, repeats, seed, reversed_length=True
+        )
+
+
+def _routerbench(material: Material, repeats: int, seed: int) -> Iterator[Task]:
+    rows = material.pair((("routerbench", "routerbench"),), "mistralai/mixtral-8x7b-chat", _GPT4)
+    domains = rows[0].domains
+    parts = {str(domain): domains == domain for domain in np.unique(domains)}
+    yield cross_validated("routerbench", "RouterBench", rows, repeats, seed, parts=parts)
+
+
+def _mtbench(material: Material, repeats: int, seed: int) -> Iterator[Task]:
+    dataset, features, groups = material.pair(_MMLU + _GSM8K + _MTBENCH, _MIXTRAL, _GPT4)
+    there = dataset.sources == "routellm-mtbench"
+    train, test = _apart(np.flatnonzero(~there), np.flatnonzero(there), groups)
+    yield Task(
+        name="mtbench",
+        title="MT-Bench, by what MMLU and GSM8K taught",
+        dataset=dataset,
+        features=features,
+        groups=groups,
+        runs=(((train, test),),),
+        trained_on=f"{len(train):,} rows of MMLU and GSM8K",
+        merged=_merged(dataset, groups),
+    )
+
+
+TASKS: Mapping[str, Build] = MappingProxyType(
+    {
+        "mmlu": _mmlu,
+        "gsm8k": _gsm8k,
+        "mmlu-subjects": _mmlu_subjects,
+        "alpacaeval": _alpacaeval,
+        "routerbench": _routerbench,
+        "mtbench": _mtbench,
+        "mmlu-few": _mmlu_few,
+        "gsm8k-400": _gsm8k_few,
+    }
+)
