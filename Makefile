@@ -5,10 +5,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 ENCODERS := .venv-encoders
 PROXY := .venv-proxy
+PEERS := .venv-peers
 PIP_FLAGS := --disable-pip-version-check --quiet --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help run demo test check test-encoders test-wheel bench-gateway clean
+.PHONY: help run demo test check test-encoders test-wheel bench-gateway peers benchmark clean
 
 help:  ## what can be made
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -47,6 +48,13 @@ $(PROXY)/ready: constraints.txt
 	@$(PROXY)/bin/python -m pip install --disable-pip-version-check --quiet --constraint $(PROXY)/constraints.txt 'litellm[proxy]'
 	@touch $@
 
+# Its releases pin nothing and bring torch: an environment of its own, with its one file of weights and no hub.
+$(PEERS)/ready:
+	@echo "setting up $(PEERS) with UncommonRoute (minutes) …"
+	@test -x $(PEERS)/bin/python || $(PYTHON) -m venv $(PEERS)
+	@$(PEERS)/bin/python -m pip install --disable-pip-version-check --quiet uncommon-route==0.7.21
+	@touch $@
+
 run: $(VENV)/serve  ## serve on http://127.0.0.1:8080 (PORT=…) with the shipped bundle and an echo target
 	$(BIN)/router serve --port $(PORT)
 
@@ -76,6 +84,11 @@ test-wheel: $(VENV)/dev  ## the wheel, alone in an empty environment: it predict
 
 bench-gateway: $(VENV)/dev $(PROXY)/ready  ## beside the LiteLLM proxy: latency and throughput (minutes)
 	$(BIN)/python tests/bench_gateway.py --proxy $(PROXY)/bin/litellm
+
+peers: $(PEERS)/ready  ## the environment of routers to measure beside ours (minutes)
+
+benchmark: $(VENV)/train $(PEERS)/ready  ## beside other routers on the originals in ROUTER_BENCH_DATA (an hour or more)
+	$(BIN)/router-train benchmark --peers $(PEERS)/bin/python --out benchmark.md
 
 clean:  ## remove environments and what the demo made
 	rm -rf $(VENV) $(ENCODERS) .venv-* demo build dist .mypy_cache .ruff_cache .pytest_cache

@@ -73,7 +73,16 @@ def test_training_imports_of_router_what_the_design_allows(path: Path) -> None:
 def test_only_dispatch_imports_litellm() -> None:
     assert {
         path.name for path in ROUTER + TRAINING if any(top(m) == "litellm" for m, _ in imports(path))
-    } <= {"dispatch.py"}
+    } <= {"dispatch.py", "peers.py"}  # the latter in a process of its own
+
+
+def test_peers_are_imported_by_nobody_but_their_own_process() -> None:
+    """training/peers.py names other routers inside functions that only its script runs."""
+    tree = ast.parse((ROOT / "training" / "peers.py").read_text(encoding="utf-8"))
+    modules = {alias.name for node in tree.body if isinstance(node, ast.Import) for alias in node.names}
+    modules |= {str(node.module) for node in tree.body if isinstance(node, ast.ImportFrom)}
+    assert {top(module) for module in modules} <= set(sys.stdlib_module_names)
+    assert loaded_after("import training.peers") <= {"training"}
 
 
 @pytest.mark.parametrize("path", ROUTER + TRAINING, ids=lambda path: f"{path.parent.name}-{path.stem}")

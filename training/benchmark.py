@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from importlib.metadata import version
+from importlib.resources import files
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -21,8 +22,6 @@ from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
 from threadpoolctl import threadpool_limits
 
-import router
-import training
 from router import __version__
 from router.errors import UsageError
 from router.features import Encoder, Features
@@ -646,14 +645,15 @@ def code_version(method: str) -> str:
 
     A baseline's is its module; the learned router's everything but what cannot change its scores.
     """
-    here = Path(training.__file__).parent
-    files = [here / "baselines.py"]
+    here = Path(__file__).parent
+    sources = [here / "baselines.py"]
     if method == "learned":
-        folders = [*here.glob("*.py"), *Path(router.__file__).parent.glob("*.py")]
-        files = sorted(path for path in folders if path.name not in _NOT_THE_ESTIMATOR)
+        # Found, not imported: nothing of the server is loaded.
+        found = [*here.glob("*.py"), *Path(str(files("router"))).glob("*.py")]
+        sources = sorted(path for path in found if path.name not in _NOT_THE_ESTIMATOR)
     libraries = "".join(version(name) for name in ("numpy", "scikit-learn", "scipy"))
     digest = hashlib.sha256(libraries.encode())
-    for path in files:
+    for path in sources:
         digest.update(path.read_bytes())
     return digest.hexdigest()
 
@@ -691,10 +691,8 @@ def _unfitted_scores(
 
 def _peer(name: str, texts: Sequence[str], python: str) -> tuple[str, list[float]]:
     """A peer's scores, kept under the prompts' digest, the interpreter and the peer's script."""
-    import training.peers
-
     remembered = Memory(cache_dir() / "benchmark", verbose=0).cache(_run_peer, ignore=["texts"])
-    script = hashlib.sha256(Path(training.peers.__file__).read_bytes()).hexdigest()
+    script = hashlib.sha256((Path(__file__).parent / "peers.py").read_bytes()).hexdigest()
     prompts = hashlib.sha256(repr(texts).encode()).hexdigest()
     found: tuple[str, list[float]] = remembered(name, script, version("litellm"), prompts, python, texts)
     return found

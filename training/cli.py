@@ -503,6 +503,80 @@ def tune(
         )
 
 
+@app.command()
+def benchmark(
+    data: Annotated[
+        Path | None,
+        typer.Option("--data", metavar="DIR", envvar="ROUTER_BENCH_DATA", help="The public originals."),
+    ] = None,
+    repeats: Annotated[
+        int, typer.Option("--repeats", metavar="N", min=1, help="Fold seeds to average over.")
+    ] = 20,
+    only: Annotated[
+        str | None, typer.Option("--only", metavar="NAME,…", help="mmlu, gsm8k, … (a wrong one lists all).")
+    ] = None,
+    peers: Annotated[
+        str | None,
+        typer.Option(
+            "--peers",
+            metavar="PYTHON",
+            envvar="ROUTER_PEERS",
+            help="The interpreter of the environment with UncommonRoute: .venv-peers/bin/python (make peers).",
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="REPORT.md", help="The tables, with the curves beside it as PNG."),
+    ] = None,
+    encoder: EncoderOption = None,
+    seed: Seed = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Measure the router beside other routers on public labels: the same rows, the same folds."""
+    from training.benchmark import benchmark as run
+    from training.plot import plot_methods
+    from training.tables import benchmark_markdown, benchmark_tables
+
+    if data is None:
+        raise UsageError("give --data, the folder with the public originals, or set ROUTER_BENCH_DATA")
+    if out is not None and (out.suffix.lower() != ".md" or not out.absolute().parent.is_dir()):
+        raise UsageError(f"{out}: expected a file REPORT.md in a folder that exists")
+    names = tuple(name.strip() for name in (only or "").split(",") if name.strip())
+    with _bars() as bars:
+        tasks: dict[str, Any] = {}
+
+        def show(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = bars.add_task(what)
+            bars.update(tasks[what], completed=done, total=total)
+
+        result = run(
+            data, _encoder(encoder), only=names, repeats=repeats, seed=seed, peers=peers, progress=show
+        )
+    console = _console(wide=200)
+    for table in benchmark_tables(result):
+        console.print(table)
+        console.print()
+    for name, why in result.skipped.items():
+        console.print(f"skipped {name}: {why}", style="yellow", highlight=False)
+    if out is not None:
+        panels = [
+            (table.title, {line.method: line.curve for line in table.lines if line.curve is not None})
+            for table in result.tables
+            if table.drawn
+        ]
+        picture = out.with_suffix(".png")
+        if panels:
+            plot_methods(picture, panels)
+        text = benchmark_markdown(
+            result, "router-train " + shlex.join(sys.argv[1:]), picture.name if panels else ""
+        )
+        out.write_text(text, encoding="utf-8")
+        console.print(f"report: {out}", highlight=False)
+    if as_json:
+        _emit(result.as_dict())
+
+
 @app.command("export-encoder")
 def export_encoder(
     model: Annotated[
@@ -705,9 +779,9 @@ def _tell(tuned: LadderThreshold) -> None:
         )
 
 
-def _console() -> Console:
+def _console(wide: int = 140) -> Console:
     # A table must not be cut where nobody can widen the window.
-    return Console(stderr=True, width=None if sys.stderr.isatty() else 140)
+    return Console(stderr=True, width=None if sys.stderr.isatty() else wide)
 
 
 @contextmanager

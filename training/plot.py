@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
@@ -229,6 +230,83 @@ def curve_figure(
     if heading:
         figure.suptitle("\n".join(heading), fontsize=12, color=_INK, parse_math=False)
     return figure
+
+
+# The learned router stands out; the others are told apart by colour and dash.
+_METHOD_STYLES = MappingProxyType(
+    {
+        "learned": {"color": _BLUE, "linewidth": 2.6, "zorder": 5},
+        "average": {"color": _VERMILION, "linewidth": 1.6},
+        "tfidf_logistic": {"color": "#E69F00", "linewidth": 1.3},
+        "minilm_knn": {"color": _GREEN, "linewidth": 1.3},
+        "clusters": {"color": "#CC79A7", "linewidth": 1.3},
+        "matrix_factorisation": {"color": "#56B4E9", "linewidth": 1.3},
+        "prompt_length": {"color": _INK, "linewidth": 1.2, "linestyle": (0, (5, 1.5))},
+        "prompt_shortness": {"color": _GREY, "linewidth": 1.2, "linestyle": (0, (5, 1.5))},
+        "litellm_heuristic_v2": {"color": "#8B0000", "linewidth": 1.2, "linestyle": (0, (3, 1, 1, 1))},
+        "litellm_rules": {"color": "#7A5C00", "linewidth": 1.2, "linestyle": (0, (3, 1, 1, 1))},
+        "uncommonroute": {"color": "#5E3C99", "linewidth": 1.2, "linestyle": (0, (3, 1, 1, 1))},
+        "random": {"color": _GREY, "linewidth": 1.2, "linestyle": (0, (1, 1.5))},
+    }
+)
+
+
+def plot_methods(path: Path, panels: Sequence[tuple[str, Mapping[str, NDArray[np.float64]]]]) -> None:
+    """Quality against strong calls, a panel a dataset, a line a method with a band of its spread over runs.
+
+    Parameters
+    ----------
+    path : Path
+        PNG, SVG or PDF by suffix.
+    panels : sequence of (title, curves)
+        A curve is a method's mean quality and its standard deviation at even strong shares, shape (2, points).
+
+    Raises
+    ------
+    UsageError
+        The suffix is another one, or the file cannot be written.
+    """
+    if path.suffix.lower() not in SUFFIXES:
+        raise UsageError(f"{path}: a plot is written as {', '.join(SUFFIXES)}")
+    columns = min(3, len(panels))
+    rows = -(-len(panels) // columns)
+    figure = Figure(figsize=(5.4 * columns, 4.0 * rows + 0.9), layout="constrained", facecolor="white")
+    grid = figure.subplots(rows, columns, squeeze=False).ravel()
+    lines: dict[str, Any] = {}
+    for axes, (title, curves) in zip(grid, panels, strict=False):
+        for name, (mean, spread) in curves.items():
+            style: dict[str, Any] = {**_METHOD_STYLES.get(name, {"color": _GREY})}
+            share = np.linspace(0.0, 100.0, len(mean))
+            (line,) = axes.plot(share, mean, label=name, **style)
+            lines.setdefault(name, line)
+            axes.fill_between(
+                share, mean - spread, mean + spread, color=style["color"], alpha=0.15, linewidth=0
+            )
+        strong = next(iter(curves.values()))[0, -1]
+        bar = axes.axhline(QUALITY_BAR * strong, color=_LIGHT, linewidth=1.4, zorder=0)
+        lines.setdefault(f"{QUALITY_BAR:.0%} of strong's quality", bar)
+        axes.set_title(title, fontsize=11, color=_INK, parse_math=False)
+        axes.set_xlabel("strong calls (%)", fontsize=10, color=_INK)
+        axes.set_ylabel("mean quality", fontsize=10, color=_INK)
+        axes.tick_params(labelsize=9, colors=_INK)
+        axes.grid(color=_LIGHT, linewidth=0.6)
+        axes.set_axisbelow(True)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.margins(x=0.02)
+    for axes in grid[len(panels) :]:
+        axes.set_visible(False)
+    figure.legend(
+        lines.values(),
+        lines.keys(),
+        loc="outside upper center",
+        ncols=min(4, 2 * columns),
+        frameon=False,
+        fontsize=10,
+    )
+    try:
+        figure.savefig(path, dpi=130)
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be written ({error.strerror})") from None
 
 
 def _position(curve: Curve, x: XAxis) -> NDArray[np.float64]:

@@ -6,10 +6,12 @@ import math
 
 from rich.table import Table
 
+from training.benchmark import Benchmark, Line
+from training.benchmark import Table as BenchmarkTable
 from training.evaluation import Report
 from training.guarantee_study import GuaranteeStudy
 from training.ladder import LadderReport
-from training.metrics import Calibration, MethodFigures
+from training.metrics import Calibration, Interval, MethodFigures
 
 
 def report_tables(report: Report, title: str) -> list[Table]:
@@ -124,6 +126,128 @@ def _ladder_table(report: LadderReport, title: str) -> Table:
             style="bold" if name.startswith("learned") else None,
         )
     return table
+
+
+def benchmark_tables(result: Benchmark) -> list[Table]:
+    """One table a set of rows."""
+    tables = []
+    for found in result.tables:
+        header, rows = benchmark_cells(found)
+        table = Table(
+            title=f"{found.title}: {_about(found)}",
+            title_justify="left",
+            caption=_calibration(found),
+            caption_justify="left",
+        )
+        for i, name in enumerate(header):
+            table.add_column(name, justify="left" if i < 2 else "right")
+        for row in rows:
+            table.add_row(*row, style="bold" if row[0] == "learned" else None)
+        tables.append(table)
+    return tables
+
+
+def benchmark_markdown(result: Benchmark, command: str, picture: str = "") -> str:
+    """The report: how it was made, the picture, a table a set of rows, and what was skipped."""
+    settings = result.settings
+    versions = ", ".join(f"{name} {value}" for name, value in settings["versions"].items())
+    lines = [
+        "# Benchmark",
+        "",
+        f"    {command}",
+        "",
+        f"{versions}; encoder {settings['encoder']['name']} `{settings['encoder']['hash'][:12]}`; "
+        f"seeds {settings['seed']} to {settings['seed'] + settings['repeats'] - 1}; "
+        f"{settings['resamples']:,} resamples; {settings['seconds'] / 60:.0f} minutes.",
+        "",
+        "All methods are measured on the same rows of the same folds. APGR, CPT50 and CPT80 are RouteLLM's "
+        "(arXiv 2406.18665), means over runs, ± their standard deviation; equal scores are ordered at random. The interval "
+        "is a 95 % bootstrap over groups of near-duplicate prompts (cosine ≥ .95), with each resample's own deciles as "
+        "thresholds. *Saved at 95 %* is what may be saved while quality stays at 95 % of strong's, the threshold picked "
+        "on the same rows; *nested* with it picked on the training rows, and the quality that gave. *Learned ahead* is "
+        "APGR of the learned router minus the row's, over the same resamples: **bold** where the interval leaves out zero.",
+        "",
+    ]
+    if picture:
+        lines += [f"![quality against strong calls]({picture})", ""]
+    for found in result.tables:
+        header, rows = benchmark_cells(found, mark="**")
+        lines += [
+            f"## {found.title}",
+            "",
+            f"{_about(found)}. Dataset `{found.digest[:12]}`, {found.seconds:.0f} s.",
+            "",
+        ]
+        lines += ["| " + " | ".join(header) + " |", "| --- | --- |" + " ---: |" * (len(header) - 2)]
+        lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
+        lines += ["", _calibration(found), ""]
+    lines += [f"Skipped: {name}: {why}." for name, why in result.skipped.items()]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def benchmark_cells(table: BenchmarkTable, mark: str = "") -> tuple[list[str], list[list[str]]]:
+    """The header and the rows of a table; a difference whose interval leaves out zero is marked, or has a star."""
+    run = [line.figures for line in table.lines if line.figures is not None]
+    dollars = any(figures.cost_saving_at_95 is not None for figures in run)
+    header = ["method", "trained on", "APGR", "95 % interval", "CPT50", "CPT80", "calls saved at 95 %"]
+    header += ["$ saved"] * dollars + ["nested: calls saved", "quality"]
+    header += ["nested: $ saved"] * dollars + ["learned ahead"]
+    rows = []
+    for line in table.lines:
+        if line.figures is None:
+            rows.append([line.method, line.trained_on, f"not run: {line.why_not}", *[""] * (len(header) - 3)])
+            continue
+        f = line.figures
+        nested = f.nested_strong_share_at_95
+        cells = [line.method, line.trained_on, *_cells(f)[:4], _percent(f.call_saving_at_95)]
+        cells += [_percent(f.cost_saving_at_95)] * dollars
+        cells += (
+            ["–", "–"]
+            if nested is None
+            else [_percent(1.0 - nested), _ratio(f.nested_quality, table.strong_quality)]
+        )
+        cells += [_percent(f.nested_cost_saving)] * dollars
+        rows.append([*cells, _ahead(line, mark)])
+    for row in table.published:
+        figures = [f"{row.apgr:.3f}", "", *("–" if x is None else f"{x:.1f}" for x in (row.cpt50, row.cpt80))]
+        about = [f"{row.method} (published, not run)", f"{row.trained_on}; {row.source}"]
+        rows.append([*about, *figures, *[""] * (len(header) - 6)])
+    return header, rows
+
+
+def _ahead(line: Line, mark: str) -> str:
+    if line.ahead is None:
+        return ""
+    value, low, high = line.ahead.value, line.ahead.low, line.ahead.high
+    text = f"{value:+.3f} ({low:+.3f} – {high:+.3f})" if not math.isnan(low) else f"{_number(value, 3)} (–)"
+    if not (low > 0 or high < 0):
+        return text
+    return f"{mark}{text}{mark}" if mark else f"{text} *"
+
+
+def _about(table: BenchmarkTable) -> str:
+    runs = (
+        f"{table.runs} × {table.folds} folds"
+        if table.folds > 1
+        else f"{table.runs} run{'s' * (table.runs > 1)}"
+    )
+    return (
+        f"n = {table.n:,} in {table.groups:,} groups ({table.merged:,} rows merged as near-duplicates), {runs}; "
+        f"{table.weak} {table.weak_quality:.4f}, {table.strong} {table.strong_quality:.4f}, gain {_spread(table.gain)}; "
+        f"random saves {1.0 - table.random_share_at_95:.1%} of calls at 95 %"
+    )
+
+
+def _calibration(table: BenchmarkTable) -> str:
+    return "learned, held out: " + "; ".join(
+        f"{head} ECE {f['ece']:.3f}, Brier {f['brier']:.4f} (base rate {f['base_brier']:.4f}), AUC {_number(f['auc'], 3)}"
+        for head, f in table.calibration.items()
+    )
+
+
+def _spread(interval: Interval) -> str:
+    text = f"{interval.value:.3f} ({interval.low:.3f} – {interval.high:.3f})"
+    return text if interval.low > 0 else f"{text}, which does not show that there is a strong side"
 
 
 def _table(report: Report, title: str) -> Table:
