@@ -7,7 +7,7 @@ import pytest
 from numpy.typing import NDArray
 
 from router.features import Prompt, prompt_from_text
-from training.embeddings import CHUNK, cache_dir, embed
+from training.embeddings import CHUNK, cache_dir, embed, near_duplicate_groups
 
 
 class Counting:
@@ -84,3 +84,26 @@ def test_the_cache_is_where_the_variable_says(tmp_path: Path, monkeypatch: pytes
     assert any((tmp_path / "here").rglob("*.pkl"))
     monkeypatch.setenv("ROUTER_CACHE_DIR", "")
     assert cache_dir().name == "llm-difficulty-router"
+
+
+def test_near_duplicates_and_all_that_is_near_them_come_into_one_group() -> None:
+    def at(degrees: float, length: float = 1.0) -> list[float]:
+        return [length * np.cos(np.radians(degrees)), length * np.sin(np.radians(degrees))]
+
+    # Cosine .95 is 18.2 degrees: 0, 15 and 30 are a chain; 60 is alone but shares its group with 120; zeros are near none.
+    embedding = np.array([at(0), at(60), at(15, 9.0), at(30), at(120), [0, 0], [0, 0], at(200)])
+    groups = np.array(["a", "b", "c", "d", "b", "e", "f", "d"])
+    found = near_duplicate_groups(embedding, groups)
+    assert list(found) == ["a", "b", "a", "a", "b", "e", "f", "a"]
+    assert list(near_duplicate_groups(embedding, groups, cosine=0.999)) == list(groups)
+
+
+def test_near_duplicates_are_found_across_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    random = np.random.default_rng(0)
+    rows = random.normal(size=(50, 32))
+    embedding = np.concatenate([rows, rows + random.normal(0, 0.01, rows.shape)])
+    groups = np.array([f"g{i:03}" for i in range(100)])
+    whole = near_duplicate_groups(embedding, groups)
+    assert list(whole[50:]) == list(groups[:50])
+    monkeypatch.setattr("training.embeddings._ROWS_AT_ONCE", 7)
+    np.testing.assert_array_equal(near_duplicate_groups(embedding, groups), whole)

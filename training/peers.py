@@ -85,8 +85,8 @@ def _litellm_rules() -> tuple[str, Scorer]:
     """LiteLLM's complexity rules: keywords, length and structure."""
     from litellm.router_strategy.complexity_router.complexity_router import ComplexityRouter
 
-    router = ComplexityRouter(model_name="auto", litellm_router_instance=None)
-    return "litellm", lambda text: router.classify(text)[1]
+    rules = ComplexityRouter(model_name="auto", litellm_router_instance=None)
+    return "litellm", lambda text: rules.classify(text)[1]
 
 
 def _uncommonroute() -> tuple[str, Scorer]:
