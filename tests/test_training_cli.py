@@ -729,3 +729,59 @@ def test_a_question_without_an_answer_spends_nothing(
     status, _, err = run("label", "prompts.jsonl", *PAIR, "--out", "labels.jsonl")
     assert status == 2
     assert "nothing was spent" in err
+
+
+def test_benchmark_tells_what_is_wrong_in_one_line(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("ROUTER_BENCH_DATA", raising=False)
+    status, _, err = run("benchmark")
+    assert status == 2
+    assert "--data" in one_line(err)
+    status, _, err = run("benchmark", "--data", tmp_path, "--only", "nonsense")
+    assert status == 2
+    assert "known are mmlu" in one_line(err)
+    status, _, err = run("benchmark", "--data", tmp_path, "--out", "report.pdf")
+    assert status == 2
+    assert "REPORT.md" in one_line(err)
+
+
+def test_benchmark_measures_reports_and_draws(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Seconds: five fits of the estimator. CodeRouterBench's shape: the cheapest model against the best, in dollars."""
+    monkeypatch.setattr("training.benchmark.PEERS", {})  # each is a process
+    folder = tmp_path / "coderouterbench"
+    folder.mkdir()
+    lines = ["task_id,dimension,model,score,cost_usd"]
+    for i in range(40):
+        lines += [f"t{i},d,small,{i % 2},0.001", f"t{i},d,middle,0.5,0.002", f"t{i},d,big,1,0.01"]
+    (folder / "id_results_long.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    words = ("sort", "parse", "merge", "cache", "graph", "tree", "socket", "regex", "matrix", "date")
+    tasks = [
+        {
+            "task_id": f"t{i}",
+            "prompt": f"{words[i % 10]} a {words[(3 * i) % 10]} of {i * i} {words[i // 4]}s"
+            + " then print" * (i % 2),
+        }
+        for i in range(40)
+    ]
+    write_jsonl(folder / "id_tasks.jsonl", tasks)
+    given = ("--data", tmp_path, "--only", "coderouterbench", "--repeats", "1")
+    status, out, err = run("benchmark", *given, "--out", tmp_path / "report.md", "--json")
+    assert status == 0, err
+    found = strictly(out)
+    (table,) = found["tables"]
+    assert (table["weak"], table["strong"], table["n"]) == ("small", "big", 40)
+    assert found["versions"]["litellm"].startswith("1.")
+    methods = table["methods"]
+    assert methods["random"]["call_saving_at_95"] == pytest.approx(0.1)  # in closed form
+    assert methods["random"]["cost_saving_at_95"] == pytest.approx(0.1 * 0.9)
+    assert methods["learned"]["nested_quality"] is not None
+    assert methods["learned"]["learned_ahead"] is None
+    assert set(methods["random"]["learned_ahead"]) == {"value", "low", "high"}
+    report = (tmp_path / "report.md").read_text(encoding="utf-8")
+    assert "--only coderouterbench --repeats 1" in report
+    assert table["digest"][:12] in report
+    assert "![quality against strong calls](report.png)" in report
+    assert (tmp_path / "report.png").read_bytes().startswith(b"\x89PNG")

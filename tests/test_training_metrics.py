@@ -19,6 +19,7 @@ from training.metrics import (
     cost_quality_curve,
     cost_save,
     cpt,
+    draw_resamples,
     evaluate_random,
     evaluate_scores,
     expected_calibration_error,
@@ -29,10 +30,12 @@ from training.metrics import (
     oracle_scores,
     outcome_of,
     perf_gain,
+    percentile_interval,
     pgr,
     quality_calibration,
     random_router_scores,
     random_strong_share_at,
+    resampled_apgr,
     strong_share_at,
 )
 
@@ -458,3 +461,46 @@ def test_random_lies_within_its_spread(name: str, sd: float, request: pytest.Fix
 
 def test_duplicated_prompts_of_mmlu_are_105(mmlu: Benchmark) -> None:
     assert len(mmlu.prompts) - len(set(mmlu.prompts)) == 105
+
+
+def test_resampled_apgr_is_that_of_the_drawn_rows_and_averages_over_runs() -> None:
+    random = np.random.default_rng(0)
+    n = 300
+    weak, strong = random.random(n), random.random(n) + 0.2
+    scores = random.random((2, n))
+    scores[1, :50] = np.nan  # a run that did not test these
+    drawn = draw_resamples(n, resamples=4, seed=7)
+    assert (drawn.sum(axis=1) == n).all()
+    found = resampled_apgr(scores, weak, strong, drawn)
+    for counts, value in zip(drawn, found, strict=True):
+        by_hand = []
+        for score in scores:
+            rows = np.repeat(np.arange(n), counts)
+            rows = rows[~np.isnan(score[rows])]
+            by_hand.append(apgr(cost_quality_curve(score[rows], weak[rows], strong[rows])))
+        assert value == pytest.approx(np.mean(by_hand), abs=1e-9)
+
+
+def test_paired_resamples_know_a_small_difference_that_single_intervals_hide() -> None:
+    random = np.random.default_rng(1)
+    n = 3000
+    gain = random.normal(0.2, 1.0, n)
+    weak, strong = np.zeros(n), gain
+    noise = random.normal(0.0, 2.0, n)
+    better, worse = gain + noise, gain + 1.15 * noise
+    drawn = draw_resamples(n, resamples=200)
+    a, b = (resampled_apgr(score, weak, strong, drawn) for score in (better, worse))
+    one, other = percentile_interval(a), percentile_interval(b)
+    assert other.high > one.low  # they overlap
+    assert percentile_interval(a - b).low > 0
+    nothing = percentile_interval(resampled_apgr(better, weak, weak, drawn))
+    assert np.isnan(nothing.low)
+    assert np.isnan(nothing.high)
+
+
+def test_groups_are_drawn_whole() -> None:
+    groups = np.array(["a", "b", "a", "c", "b"])
+    drawn = draw_resamples(5, groups=groups, resamples=20)
+    np.testing.assert_array_equal(drawn[:, 0], drawn[:, 2])
+    np.testing.assert_array_equal(drawn[:, 1], drawn[:, 4])
+    assert len({tuple(row) for row in drawn}) > 5

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from router.errors import UsageError
 from training.metrics import Calibration, gain_calibration, quality_calibration
-from training.plot import curve_figure, plot_curve, plot_reliability, reliability_figure
+from training.plot import curve_figure, plot_curve, plot_methods, plot_reliability, reliability_figure
 from training.threshold import for_strong_share
 
 Floats = NDArray[np.float64]
@@ -144,3 +144,17 @@ def test_reliability_is_written_as_told_by_the_suffix(tmp_path: Path) -> None:
         plot_reliability(tmp_path / "r.txt", calibration())
     with pytest.raises(UsageError, match="cannot be written"):
         plot_reliability(tmp_path / "none" / "r.png", calibration())
+
+
+def test_methods_of_several_datasets_make_a_picture_each_format(tmp_path: Path) -> None:
+    rising = np.stack([np.linspace(0.5, 0.8, 101), np.full(101, 0.01)])
+    panels = [
+        (f"set {i}", {"learned": rising, "random": rising, "one of another name": rising}) for i in range(4)
+    ]
+    plot_methods(tmp_path / "curves.svg", panels)
+    drawn = (tmp_path / "curves.svg").read_text(encoding="utf-8")
+    assert drawn.count("set 3") == 1
+    with pytest.raises(UsageError, match="written as"):
+        plot_methods(tmp_path / "curves.txt", panels)
+    with pytest.raises(UsageError, match="cannot be written"):
+        plot_methods(tmp_path / "nowhere" / "curves.png", panels)

@@ -46,6 +46,8 @@ from training.metrics import (
 )
 from training.peers import PEERS, PeerError, peer_scores
 from training.sources import convert
+from training.sources.twinrouterbench import LADDER
+from training.steps import StepTable, StepTask, run_steps
 from training.train import features_of
 
 Floats = NDArray[np.float64]
@@ -98,9 +100,9 @@ _NOT_THE_ESTIMATOR = frozenset(
             "peers",
             "plot",
             "prices",
-            "tables",
+            "steps",
         ),
-        *("app", "ledger", "dispatch", "schemas", "settings"),
+        *("tables", "app", "ledger", "dispatch", "schemas", "settings"),
     )
 )
 
@@ -148,8 +150,6 @@ class Task:
         Runs of folds, a fold being the indices of its training and of its test rows.
     trained_on : str
         What the fitted methods learn from.
-    merged : int
-        Rows that came into another row's group as near-duplicates.
     parts : mapping of str to ndarray of bool, shape (n,)
         Rows with a table of their own.
     reversed_length : bool
@@ -165,7 +165,6 @@ class Task:
     groups: NDArray[np.str_]
     runs: tuple[tuple[tuple[Rows, Rows], ...], ...]
     trained_on: str
-    merged: int = 0
     parts: Mapping[str, Mask] = field(default_factory=dict)
     reversed_length: bool = False
     curve: bool = True
@@ -283,6 +282,7 @@ class Benchmark:
     tables: tuple[Table, ...]
     skipped: Mapping[str, str]
     settings: Mapping[str, Any]
+    steps: tuple[StepTable, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
         """For ``--json``."""
@@ -290,6 +290,7 @@ class Benchmark:
             **self.settings,
             "skipped": dict(self.skipped),
             "tables": [table.as_dict() for table in self.tables],
+            "steps": [table.as_dict() for table in self.steps],
         }
 
 
@@ -336,6 +337,7 @@ def benchmark(
     if unknown := [name for name in only if name not in TASKS]:
         raise UsageError(f"--only {', '.join(unknown)}: not known; known are {', '.join(TASKS)}")
     tables: list[Table] = []
+    steps: list[StepTable] = []
     skipped: dict[str, str] = {}
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as scratch:
@@ -348,6 +350,10 @@ def benchmark(
                 continue
             for task in tasks:
                 since = time.monotonic()
+                if isinstance(task, StepTask):
+                    one = run_steps(task, seed=seed, jobs=jobs, progress=partial(progress, task.title))
+                    steps.append(replace(one, seconds=time.monotonic() - since))
+                    continue
                 found = run(
                     task,
                     seed=seed,
@@ -359,7 +365,7 @@ def benchmark(
                 )
                 seconds = time.monotonic() - since
                 tables += [replace(table, seconds=seconds) for table in found]
-    if not tables:
+    if not (tables or steps):
         raise UsageError("; ".join(f"{name}: {why}" for name, why in skipped.items()))
     settings = {
         "repeats": repeats,
@@ -374,7 +380,7 @@ def benchmark(
         },
         "seconds": time.monotonic() - began,
     }
-    return Benchmark(tuple(tables), skipped, settings)
+    return Benchmark(tuple(tables), skipped, settings, tuple(steps))
 
 
 def run(
@@ -544,7 +550,7 @@ def _table(
         title=f"{task.title}: {part}" if part else task.title,
         n=len(rows),
         groups=len(np.unique(groups)),
-        merged=task.merged,
+        merged=int((np.asarray(dataset.groups) != groups).sum()),
         runs=len(task.runs),
         folds=len(task.runs[0]),
         weak=dataset.targets[0],
@@ -738,7 +744,7 @@ class Material:
         """The dataset file of an original; raises :class:`Absent` where the folder has none."""
         original = self.folder / place
         if not original.exists():
-            raise Absent(f"{original}: not there")
+            raise Absent(f"{place}: not there")
         out = self._scratch / f"{place.replace(os.sep, '-')}.jsonl"
         if not out.exists():
             convert(source, original, out)
@@ -752,22 +758,25 @@ class Material:
         if key not in self._loaded:
             paths = [self.convert(source, place) for source, place in sources]
             dataset = pair_rows(load_dataset(paths, targets=(weak, strong)), weak, strong)
-            title = f"embedding {' + '.join(place for _, place in sources)}"
-            done = 0
-
-            def show(n: int) -> None:
-                nonlocal done
-                done += n
-                self._progress(title, done, len(dataset))
-
-            features = features_of(dataset, self._encoder, progress=show)
+            features = self.features(dataset, " + ".join(place for _, place in sources))
             with threadpool_limits(limits=1):
                 groups = near_duplicate_groups(features.embedding, dataset.groups)
             self._loaded[key] = (dataset, features, groups)
         return self._loaded[key]
 
+    def features(self, dataset: Dataset, name: str) -> Features:
+        """Features of a dataset; its embeddings come from the cache where they are in it."""
+        done = 0
 
-Build = Callable[[Material, int, int], Iterator[Task]]
+        def show(n: int) -> None:
+            nonlocal done
+            done += n
+            self._progress(f"embedding {name}", done, len(dataset))
+
+        return features_of(dataset, self._encoder, progress=show)
+
+
+Build = Callable[[Material, int, int], Iterator[Task | StepTask]]
 
 _MIXTRAL, _GPT4 = "mistralai/Mixtral-8x7B-Instruct-v0.1", "gpt-4-1106-preview"
 _MMLU, _GSM8K, _MTBENCH = (
@@ -807,7 +816,6 @@ def cross_validated(
         groups=groups,
         runs=tuple(runs),
         trained_on=f"{rows:,} of these rows" + ("" if by is None else ", other subjects"),
-        merged=_merged(dataset, groups),
         **options,
     )
 
@@ -840,7 +848,6 @@ def few_shot(
         groups=groups,
         runs=tuple(runs),
         trained_on=f"{rows:,} rows of the same benchmark",
-        merged=_merged(dataset, groups),
         curve=False,
     )
 
@@ -848,11 +855,6 @@ def few_shot(
 def _apart(train: Rows, test: Rows, groups: NDArray[np.str_]) -> tuple[Rows, Rows]:
     """The fold without training rows that share a group with a test row."""
     return train[~np.isin(groups[train], groups[test])], test
-
-
-def _merged(dataset: Dataset, groups: NDArray[np.str_]) -> int:
-    """Rows whose group took another group's name."""
-    return int((np.asarray(dataset.groups) != groups).sum())
 
 
 def _mmlu(material: Material, repeats: int, seed: int) -> Iterator[Task]:
@@ -917,7 +919,28 @@ def _mtbench(material: Material, repeats: int, seed: int) -> Iterator[Task]:
         groups=groups,
         runs=(((train, test),),),
         trained_on=f"{len(train):,} rows of MMLU and GSM8K",
-        merged=_merged(dataset, groups),
+    )
+
+
+def _coderouterbench(material: Material, repeats: int, seed: int) -> Iterator[Task]:
+    place = "coderouterbench"
+    whole = load_dataset([material.convert("coderouterbench", place)])
+    if np.isnan(whole.cost).all(axis=0).any():
+        raise Absent(f"{place}: a model has no cost, so there is no cheapest one")
+    weak = whole.targets[int(np.nanmean(whole.cost, axis=0).argmin())]
+    strong = whole.targets[int(np.nanmean(whole.quality, axis=0).argmax())]
+    if weak == strong:
+        raise Absent(f"{place}: {weak} is both the cheapest and the best model, there is nothing to route")
+    rows = material.pair((("coderouterbench", place),), weak, strong)
+    yield cross_validated("coderouterbench", "CodeRouterBench", rows, repeats, seed)
+
+
+def _twinrouterbench(material: Material, repeats: int, seed: int) -> Iterator[StepTask]:
+    place = "twinrouterbench"
+    dataset = load_dataset([material.convert("twinrouterbench", place)], targets=LADDER)
+    features = material.features(dataset, place)
+    yield StepTask.of(
+        "twinrouterbench", "TwinRouterBench, steps of agents", dataset, features, FOLDS, repeats, seed
     )
 
 
@@ -931,5 +954,7 @@ TASKS: Mapping[str, Build] = MappingProxyType(
         "mtbench": _mtbench,
         "mmlu-few": _mmlu_few,
         "gsm8k-400": _gsm8k_few,
+        "coderouterbench": _coderouterbench,
+        "twinrouterbench": _twinrouterbench,
     }
 )

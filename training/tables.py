@@ -12,6 +12,7 @@ from training.evaluation import Report
 from training.guarantee_study import GuaranteeStudy
 from training.ladder import LadderReport
 from training.metrics import Calibration, Interval, MethodFigures
+from training.steps import StepTable
 
 
 def report_tables(report: Report, title: str) -> list[Table]:
@@ -144,7 +145,35 @@ def benchmark_tables(result: Benchmark) -> list[Table]:
         for row in rows:
             table.add_row(*row, style="bold" if row[0] == "learned" else None)
         tables.append(table)
+    for steps in result.steps:
+        header, rows = step_cells(steps)
+        table = Table(title=f"{steps.title}: {_about_steps(steps)}", title_justify="left")
+        for i, name in enumerate(header):
+            table.add_column(name, justify="left" if i < 2 else "right")
+        for row in rows:
+            table.add_row(*row)
+        tables.append(table)
     return tables
+
+
+def step_cells(table: StepTable) -> tuple[list[str], list[list[str]]]:
+    """The header and the rows of a table of agent steps."""
+    header = ["method", "trained on", "steps exact", "sufficient", "runs sufficient", "$ a run", "$ saved"]
+    rows = [
+        [
+            *(name, trained_on, _percent(f.exact), _percent(f.sufficient), _percent(f.runs_sufficient)),
+            *(f"{f.cost:.4f}", _percent(f.cost_saving)),
+        ]
+        for name, trained_on, f in table.lines
+    ]
+    return header, rows
+
+
+def _about_steps(table: StepTable) -> str:
+    return (
+        f"{table.n:,} steps of {table.runs:,} runs, {table.repeats} × cross-validated by run; "
+        "dollars of the input alone, nothing cached"
+    )
 
 
 def benchmark_markdown(result: Benchmark, command: str, picture: str = "") -> str:
@@ -181,6 +210,11 @@ def benchmark_markdown(result: Benchmark, command: str, picture: str = "") -> st
         lines += ["| " + " | ".join(header) + " |", "| --- | --- |" + " ---: |" * (len(header) - 2)]
         lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
         lines += ["", _calibration(found), ""]
+    for steps in result.steps:
+        header, rows = step_cells(steps)
+        lines += [f"## {steps.title}", "", f"{_about_steps(steps)}. Dataset `{steps.digest[:12]}`.", ""]
+        lines += ["| " + " | ".join(header) + " |", "| --- | --- |" + " ---: |" * (len(header) - 2)]
+        lines += ["| " + " | ".join(row) + " |" for row in rows] + [""]
     lines += [f"Skipped: {name}: {why}." for name, why in result.skipped.items()]
     return "\n".join(lines).rstrip() + "\n"
 
