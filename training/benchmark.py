@@ -120,12 +120,14 @@ class Published:
 
 
 _ARENA = "Chatbot Arena"
+_GOLD = Published("RouteLLM SW ranking", f"{_ARENA} + about 1,500 gold labels of MMLU", 0.603, 35.40, 71.55)
 PUBLISHED: Mapping[str, tuple[Published, ...]] = MappingProxyType(
     {
         "mmlu": (
-            Published("RouteLLM SW ranking", f"{_ARENA} + 1,500 rows of MMLU", 0.603, 35.40, 71.55),
+            _GOLD,
             Published("RouteLLM, best of five", _ARENA, 0.524, None, None),
         ),
+        "mmlu-1500": (_GOLD,),
         "gsm8k": (
             Published("RouteLLM causal LLM (8B)", f"{_ARENA} + judge labels", 0.622, 33.64, 63.26),
             Published("RouteLLM, best of five", _ARENA, 0.497, None, None),

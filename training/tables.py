@@ -253,7 +253,7 @@ def _ahead(line: Line, mark: str) -> str:
     if line.ahead is None:
         return ""
     value, low, high = line.ahead.value, line.ahead.low, line.ahead.high
-    text = f"{value:+.3f} ({low:+.3f} – {high:+.3f})" if not math.isnan(low) else f"{_number(value, 3)} (–)"
+    text = f"{value:+.3f} ({low:+.3f} – {high:+.3f})" if not math.isnan(low) else _number(value, 3)
     if not (low > 0 or high < 0):
         return text
     return f"{mark}{text}{mark}" if mark else f"{text} *"
@@ -322,10 +322,11 @@ def _table(report: Report, title: str) -> Table:
 
 
 def _cells(figures: MethodFigures) -> list[str]:
-    spread = f" ± {figures.apgr_sd:.3f}" if figures.apgr_sd else ""
+    low, high = figures.apgr_ci
+    spread = f" ± {figures.apgr_sd:.3f}" if figures.apgr_sd and not math.isnan(figures.apgr_sd) else ""
     return [
         _number(figures.apgr, 4) + spread,
-        f"{_number(figures.apgr_ci[0], 3)} – {_number(figures.apgr_ci[1], 3)}",
+        "–" if math.isnan(low) else f"{low:.3f} – {high:.3f}",
         _number(figures.cpt50, 1),
         _number(figures.cpt80, 1),
         _percent(figures.strong_share_at_95),
