@@ -102,7 +102,8 @@ _NOT_THE_ESTIMATOR = frozenset(
             "prices",
             "steps",
         ),
-        *("tables", "app", "ledger", "dispatch", "schemas", "settings"),
+        *("guarantee", "guarantee_study", "ladder", "ladder_threshold", "standin", "sweep", "tables"),
+        *("app", "ledger", "dispatch", "schemas", "settings"),
     )
 )
 
