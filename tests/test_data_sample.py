@@ -11,11 +11,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from scipy.stats import spearmanr
+from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.metrics import cohen_kappa_score
 
-from router.encoder import OnnxEncoder
 from training.dataset import Dataset, load_dataset
-from training.embeddings import embed
 from training.metrics import apgr, cost_quality_curve, oracle_scores
 
 DATA = Path(__file__).parent.parent / "data"
@@ -118,10 +117,11 @@ def test_there_is_something_to_route(sample: Dataset) -> None:
     assert abs(length - 0.5) < oracle - 0.5
 
 
-def test_no_two_prompts_are_nearly_the_same(sample: Dataset, encoder: OnnxEncoder) -> None:
-    embeddings = embed(sample.prompts, encoder)
-    cosine = embeddings @ embeddings.T
+def test_no_two_prompts_are_nearly_the_same(sample: Dataset) -> None:
+    grams = TfidfVectorizer(analyzer="char_wb", ngram_range=(3, 5))
+    vectors = grams.fit_transform([prompt.text for prompt in sample.prompts])
+    cosine = (vectors @ vectors.T).toarray()
     np.fill_diagonal(cosine, 0.0)
     first, second = np.unravel_index(cosine.argmax(), cosine.shape)
-    assert cosine.max() < 0.95, f"{sample.ids[first]} and {sample.ids[second]}"
+    assert cosine.max() < 0.6, f"{sample.ids[first]} and {sample.ids[second]}"
     assert len(np.unique(sample.groups)) == len(sample)

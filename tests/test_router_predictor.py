@@ -219,13 +219,13 @@ def test_targets_may_have_different_numbers_of_trees() -> None:
 
 
 def test_neighbours_are_the_nearest_by_cosine_with_missing_labels_left_out() -> None:
-    data = labelled(300)
+    data = labelled(310)
     quality = data.quality.copy()
     quality[::3, 0] = np.nan
     quality[5:, 1] = np.nan
     arrays = fit_parts(data.features, quality, ["neighbours"])
     k = int(arrays["neighbours.k"])
-    assert k == 2 * round(np.sqrt(300))
+    assert k == 2 * round(np.sqrt(310))
     other = labelled(40, seed=2).features
     found = predict_part("neighbours", other, arrays)
     known = project(data.features.embedding, arrays).astype(np.float64)

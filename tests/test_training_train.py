@@ -170,7 +170,7 @@ def test_three_targets(
     prediction = predictor.predict_features(tiny_features)
     assert prediction.gain.shape == (150, 3)
     assert (prediction.gain[:, 2] > prediction.gain[:, 1]).mean() > 0.9
-    assert set(prediction.choose(0.1)) >= {0, 1}
+    assert len(set(prediction.choose(0.1))) > 1
 
 
 def test_three_targets_that_few_rows_have_in_common_stay_untuned(

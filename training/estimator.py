@@ -191,11 +191,15 @@ def fit_stack(raw: Floats, quality: Floats, weight: Floats) -> dict[str, Array]:
     z = root[:, None] * centred / spread
     y = root * (observed - np.average(observed, weights=counts))
     together = z.sum(axis=1)
-    equal = max(float(together @ y) / max(float(together @ together), 1e-12), 1e-6)
+    # Where the parts together show nothing, a little of each is kept: it ranks no worse than no score at all.
+    least = 0.02 * float(np.sqrt(np.mean(y**2))) / len(raw)
+    equal = max(float(together @ y) / max(float(together @ together), 1e-12), least)
     pull = np.sqrt(STACK_SHRINKAGE * counts.sum())
     weights, _ = nnls(
         np.vstack([z, pull * np.eye(len(raw))]), np.concatenate([y, np.full(len(raw), pull * equal)])
     )
+    if not weights.any():
+        weights = np.full(len(raw), equal)
     return {
         "stack.weight": weights / spread,
         "stack.mean": np.average(raw, axis=1, weights=weight),
