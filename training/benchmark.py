@@ -763,7 +763,9 @@ class Material:
             dataset = pair_rows(load_dataset(paths, targets=(weak, strong)), weak, strong)
             features = self.features(dataset, " + ".join(place for _, place in sources))
             with threadpool_limits(limits=1):
-                groups = near_duplicate_groups(features.embedding, dataset.groups)
+                groups = near_duplicate_groups(
+                    features.embedding - features.embedding.mean(axis=0), dataset.groups
+                )
             self._loaded[key] = (dataset, features, groups)
         return self._loaded[key]
 
