@@ -4,7 +4,7 @@ The estimator is a stack of four parts. Each predicts the quality of every targe
 are added with weights found on rows that the parts were not fitted on, and the sums are calibrated:
 
 - ``words``: logistic regression on hashed word 1- and 2-grams, TF-IDF weighted;
-- ``neighbours``: weighted mean quality of the nearest training prompts in a projection of the embedding;
+- ``kernel``: kernel ridge regression on dense features and a projection of the embedding, at some training prompts;
 - ``trees``: gradient-boosted trees on dense features and the leading axes of that projection;
 - ``linear``: ridge regression on the embedding and piecewise-linear dense features.
 
@@ -46,6 +46,8 @@ DENSE_LIMIT = 4.0
 NOVELTY_LIMIT = 10.0
 # The embedding's entries are about 1/sqrt(d) in size; scaled by this, a ridge draws them to zero less than dense features.
 EMBEDDING_SCALE = 10.0
+# In exp(−width · squared distance), on the scales of kernel_inputs.
+KERNEL_WIDTH = 0.02
 # Axes of the projection that trees split on.
 TREE_AXES = 20
 
@@ -398,22 +400,28 @@ def unit_rows(x: NDArray[np.float32]) -> NDArray[np.float32]:
     return unit
 
 
-def _neighbours(features: Features, arrays: Arrays) -> Floats:
-    queries = unit_rows(project(features.embedding, arrays))
-    known, quality = arrays["neighbours.projection"], arrays["neighbours.quality"]
-    k = int(arrays["neighbours.k"].item())
-    result = np.empty((len(features), quality.shape[1]))
-    for start in range(0, len(queries), 1024):  # bounds memory at 1024 × rows
-        similarity = queries[start : start + 1024] @ known.T
-        nearest = np.argpartition(similarity, -k, axis=1)[:, -k:]
-        found = quality[nearest].astype(np.float64)  # (chunk, k, T), NaN where a target has no label
-        counts = np.where(np.isnan(found), 0.0, arrays["neighbours.weight"][nearest][:, :, None])
-        count = counts.sum(axis=1)
-        total = (np.nan_to_num(found) * counts).sum(axis=1)
-        result[start : start + 1024] = np.where(
-            count > 0, total / np.maximum(count, 1e-12), arrays["neighbours.mean"]
-        )
-    return result
+def kernel_inputs(features: Features, arrays: Arrays) -> NDArray[np.float32]:
+    """What the kernel compares: standardised dense features and the direction of the projected embedding, shape (n, D)."""
+    dense = (features.dense - arrays["kernel.mean"]) / arrays["kernel.scale"]
+    dense = np.clip(dense, -DENSE_LIMIT, DENSE_LIMIT)
+    direction = unit_rows(project(features.embedding, arrays))
+    return np.hstack([dense, direction * EMBEDDING_SCALE]).astype(np.float32)
+
+
+def kernel(x: NDArray[np.float32], centres: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Gaussian kernel between n and m rows, shape (n, m)."""
+    squared = (x * x).sum(axis=1)[:, None] + (centres * centres).sum(axis=1) - 2.0 * (x @ centres.T)
+    similarity: NDArray[np.float32] = np.exp(-KERNEL_WIDTH * np.maximum(squared, 0.0))
+    return similarity
+
+
+def _kernel(features: Features, arrays: Arrays) -> Floats:
+    x, centres = kernel_inputs(features, arrays), arrays["kernel.centres"]
+    result = np.empty((len(x), arrays["kernel.coef"].shape[1]))
+    for start in range(0, len(x), 4096):  # bounds memory at 4096 × centres
+        result[start : start + 4096] = kernel(x[start : start + 4096], centres) @ arrays["kernel.coef"]
+    total: Floats = result + arrays["kernel.intercept"]
+    return total
 
 
 def tree_inputs(features: Features, arrays: Arrays) -> Floats:
@@ -454,7 +462,7 @@ def _linear(features: Features, arrays: Arrays) -> Floats:
 
 _PARTS: dict[str, Callable[[Features, Arrays], Floats]] = {
     "words": _words,
-    "neighbours": _neighbours,
+    "kernel": _kernel,
     "trees": _trees,
     "linear": _linear,
 }

@@ -10,18 +10,20 @@ from scipy.sparse import csr_matrix
 from sklearn.ensemble import HistGradientBoostingRegressor
 from sklearn.feature_extraction.text import TfidfTransformer
 from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.metrics.pairwise import rbf_kernel
 from synthetic import labelled
 
 from router.features import NGRAM_BUCKETS, Features, Prompt, prompt_from_messages, prompt_from_text
 from router.predictor import (
+    KERNEL_WIDTH,
     PARTS,
     Prediction,
     Predictor,
     calibrate,
+    kernel_inputs,
     linear_inputs,
     predict_part,
     prepare,
-    project,
     tfidf,
     tree_inputs,
 )
@@ -218,50 +220,60 @@ def test_targets_may_have_different_numbers_of_trees() -> None:
     assert found.tolist() == [[12.5, 100.25]] * 3
 
 
-def test_neighbours_are_the_nearest_by_cosine_with_missing_labels_left_out() -> None:
-    data = labelled(310)
+def test_kernel_is_kernel_ridge_regression() -> None:
+    """With all prompts as centres, scikit-learn's own; missing labels are left out."""
+    data = labelled(120)
     quality = data.quality.copy()
     quality[::3, 0] = np.nan
-    quality[5:, 1] = np.nan
-    arrays = fit_parts(data.features, quality, ["neighbours"])
-    k = int(arrays["neighbours.k"])
-    assert k == 2 * round(np.sqrt(310))
-    other = labelled(40, seed=2).features
-    found = predict_part("neighbours", other, arrays)
-    known = project(data.features.embedding, arrays).astype(np.float64)
-    known /= np.linalg.norm(known, axis=1, keepdims=True)
-    without_a_label = 0
-    for row, query in enumerate(project(other.embedding, arrays).astype(np.float64)):
-        nearest = np.argsort(-(known @ (query / np.linalg.norm(query))))[:k]
-        for t in range(2):
-            labels = quality[nearest, t]
-            labels = labels[~np.isnan(labels)]
-            without_a_label += not len(labels)
-            expected = labels.mean() if len(labels) else np.nanmean(quality[:, t])
-            assert found[row, t] == pytest.approx(expected, abs=1e-6)
-    assert without_a_label > 10
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(estimator, "CENTRES", 60)
+        arrays = fit_parts(data.features, quality, ["kernel"])
+    centres = arrays["kernel.centres"]
+    assert len(centres) == 60
+    x = kernel_inputs(data.features, arrays)
+    for t in range(2):
+        known = ~np.isnan(quality[:, t])
+        rows = rbf_kernel(x[known], centres, gamma=KERNEL_WIDTH).astype(np.float64)
+        # The same problem as ridge regression on features whose inner products are the kernel.
+        root = np.linalg.cholesky(rbf_kernel(centres, centres, gamma=KERNEL_WIDTH) + 1e-7 * np.eye(60))
+        model = Ridge(alpha=estimator.KERNEL_RIDGE).fit(np.linalg.solve(root, rows.T).T, quality[known, t])
+        asked = rbf_kernel(x, centres, gamma=KERNEL_WIDTH)
+        expected = model.predict(np.linalg.solve(root, asked.T).T)
+        assert predict_part("kernel", data.features, arrays)[:, t] == pytest.approx(expected, abs=2e-3)
 
 
-def test_a_neighbour_counts_by_its_rows_weight() -> None:
-    data = labelled(10)
-    quality = np.stack([np.arange(10) / 10, np.full(10, 0.5)], axis=1)
-    quality[3, 0] = np.nan
-    weight = np.arange(1.0, 11.0)
-    arrays = prepare(estimator.fit_parts(data.features, quality, ["neighbours"], 0, weight))
-    # All ten rows are neighbours of everything.
-    known = np.arange(10) != 3
-    expected = np.average(quality[known, 0], weights=weight[known])
-    found = predict_part("neighbours", data.features, arrays)
-    assert found == pytest.approx(np.tile([expected, 0.5], (10, 1)), abs=1e-3)  # half precision
+def test_weights_count_in_the_kernels_fit() -> None:
+    """Rows of weight zero might as well have other labels."""
+    data = labelled(100)
+    other = data.quality.copy()
+    other[:50] = 1.0 - other[:50]
+    weight = np.where(np.arange(100) < 50, 1e-9, 1.0)
+    fits = [
+        prepare(estimator.fit_parts(data.features, quality, ["kernel"], 0, weight))
+        for quality in (data.quality, other)
+    ]
+    found = [predict_part("kernel", data.features, arrays) for arrays in fits]
+    assert found[0] == pytest.approx(found[1], abs=1e-3)
+    unweighted = predict_part("kernel", data.features, fit_parts(data.features, data.quality, ["kernel"]))
+    assert np.abs(found[0] - unweighted).max() > 0.01
 
 
-def test_neighbours_of_more_prompts_than_are_compared_at_once() -> None:
+def test_a_prompt_unlike_any_gets_the_mean_it_was_fitted_with() -> None:
+    data = labelled(100)
+    arrays = fit_parts(data.features, data.quality, ["kernel"])
+    far = {**arrays, "kernel.centres": arrays["kernel.centres"] + 100}
+    assert predict_part("kernel", data.features, far) == pytest.approx(
+        np.tile(arrays["kernel.intercept"], (100, 1))
+    )
+
+
+def test_more_prompts_than_the_kernel_compares_at_once() -> None:
     data = labelled(60)
-    arrays = fit_parts(data.features, data.quality, ["neighbours"])
-    many = labelled(1_500, seed=3).features
-    found = predict_part("neighbours", many, arrays)
-    for rows in (np.arange(1_020, 1_030), np.arange(1_490, 1_500)):
-        assert np.array_equal(found[rows], predict_part("neighbours", many.take(rows), arrays))
+    arrays = fit_parts(data.features, data.quality, ["kernel"])
+    many = labelled(5_000, seed=3).features
+    found = predict_part("kernel", many, arrays)
+    for rows in (np.arange(4_090, 4_100), np.array([0, 4_999])):
+        assert predict_part("kernel", many.take(rows), arrays) == pytest.approx(found[rows], abs=1e-5)
 
 
 def test_linear_is_a_ridge_regression(features: Features, random: np.random.Generator) -> None:

@@ -151,9 +151,9 @@ def test_three_targets() -> None:
 
 def test_without_neighbours_no_embedding_is_kept() -> None:
     data = labelled(150)
-    parts = [part for part in PARTS if part != "neighbours"]
+    parts = [part for part in PARTS if part != "kernel"]
     arrays = fitted(data, parts=parts).arrays_
-    assert not [name for name in arrays if name.startswith("neighbours")]
+    assert not [name for name in arrays if name.startswith("kernel")]
     assert max(len(array) for array in arrays.values() if array.ndim == 2 and array.shape[1] == 16) < 150
     assert all(array.dtype != object for array in arrays.values())
 

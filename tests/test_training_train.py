@@ -139,11 +139,11 @@ def test_the_same_seed_gives_the_same_bundle(
 def test_without_neighbours_the_card_does_not_speak_of_embeddings(
     few: tuple[Dataset, Features], encoder: OnnxEncoder, tmp_path: Path
 ) -> None:
-    parts, steps = [part for part in PARTS if part != "neighbours"], []
+    parts, steps = [part for part in PARTS if part != "kernel"], []
     fit(*few, encoder, tmp_path / "none", parts=parts, progress=lambda: steps.append(1))
     assert len(steps) == INNER_FOLDS + 1
     bundle = load_bundle(tmp_path / "none")
-    assert not [name for name in bundle.arrays if name.startswith("neighbours")]
+    assert not [name for name in bundle.arrays if name.startswith("kernel")]
     assert not [name for name, array in bundle.arrays.items() if array.ndim == 2 and array.shape[0] == 60]
     assert "inverted" not in bundle.card
     assert load_predictor(tmp_path / "none").predict_features(few[1]).score.std() > 0

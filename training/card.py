@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from router.bundle import Manifest
+from training.estimator import CENTRES
 from training.evaluation import Report
 from training.metrics import CalibrationFigures, Interval, MethodFigures
 from training.novelty import NoveltyFigures
@@ -63,9 +64,9 @@ def write_card(
         f"A prompt unlike the training rows is flagged, and the policy's `unknown` says where it goes. Of held-out rows like "
         f"them {flagged_words(novelty)} are flagged.",
     ]
-    if "neighbours" in manifest.parts:
+    if "kernel" in manifest.parts:
         lines.append(
-            "The bundle holds a projection of the embedding of every training prompt. Embeddings can be inverted to "
+            f"The bundle holds a projection of the embedding of up to {CENTRES:,} training prompts. Embeddings can be inverted to "
             "something near the text: train on private prompts with `--no-neighbours`."
         )
     if command:

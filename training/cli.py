@@ -319,7 +319,10 @@ def fit(
     encoder: EncoderOption = None,
     prices_file: PricesOption = None,
     no_neighbours: Annotated[
-        bool, typer.Option("--no-neighbours", help="Keep no embedding of a training prompt.")
+        bool,
+        typer.Option(
+            "--no-neighbours", help="Keep no embedding of a training prompt: leaves the kernel part out."
+        ),
     ] = False,
     seed: Seed = 0,
     skip_bad_rows: SkipBadRows = False,
@@ -338,7 +341,7 @@ def fit(
     _check_order(dataset)
     chosen = _encoder(encoder)
     features = _features(dataset, chosen)
-    parts = tuple(part for part in PARTS if not (no_neighbours and part == "neighbours"))
+    parts = tuple(part for part in PARTS if not (no_neighbours and part == "kernel"))
     with _bars() as bars:
         bar = bars.add_task("fitting", total=INNER_FOLDS + 1)
         result = run(

@@ -16,15 +16,15 @@ from router.predictor import (
     Arrays,
     Prediction,
     calibrate,
+    kernel,
+    kernel_inputs,
     linear_inputs,
     predict,
     predict_part,
     prepare,
-    project,
     stack,
     tfidf,
     tree_inputs,
-    unit_rows,
 )
 from training.calibration import fit_gain_curve, fit_quality_curve
 from training.dataset import split_folds
@@ -34,6 +34,9 @@ Floats = NDArray[np.float64]
 PROJECTION_AXES = 64
 KNOTS = 6
 RIDGE = 1000.0
+# The kernel regression's: how many training prompts span it, and its penalty.
+CENTRES = 1500
+KERNEL_RIDGE = 5.0
 # How far stacking weights are drawn to equal ones, in units of a part's variance.
 STACK_SHRINKAGE = 0.3
 INNER_FOLDS = 5
@@ -60,7 +63,7 @@ class QualityEstimator:
     targets : sequence of str
         Cheapest first.
     parts : sequence of str
-        Which parts are stacked; ``neighbours`` keeps a projection of every training prompt.
+        Which parts are stacked; ``kernel`` keeps a projection of some training prompts.
     folds : int
         Inner folds, for the rows that weights and calibration are fitted on.
     seed : int
@@ -295,18 +298,47 @@ def _fit_words(
     }
 
 
-def _fit_neighbours(
+def _fit_kernel(
     features: Features, quality: Floats, weight: Floats, arrays: Arrays, seed: int
 ) -> dict[str, Array]:
-    # Twice the square root of n: a gain is noisier than either quality, and wants more neighbours than usual.
-    k = int(np.clip(2 * round(np.sqrt(len(features))), 20, 256))
-    return {
-        "neighbours.projection": unit_rows(project(features.embedding, arrays)).astype(np.float16),
-        "neighbours.quality": quality.astype(np.float16),
-        "neighbours.weight": weight.astype(np.float16),
-        "neighbours.mean": _mean(quality, weight),
-        "neighbours.k": np.array(min(k, len(features))),
-    }
+    """Kernel ridge regression in the span of ``CENTRES`` training prompts (the Nyström method or "subset of regressors";
+    Rudi et al. 2015, "Less is more: Nyström computational regularization", arXiv 1507.04717)."""
+    mean, scale = _standardisation(features)
+    fitted: dict[str, Array] = {"kernel.mean": mean, "kernel.scale": scale}
+    x = kernel_inputs(features, {**arrays, **fitted})
+    random = np.random.default_rng(seed)
+    chosen = random.choice(
+        len(x), size=max(1, min(CENTRES, len(x) // 2)), replace=False, p=weight / weight.sum()
+    )
+    # As they are stored: rounded afterwards, large coefficients of opposite sign would no longer cancel.
+    fitted["kernel.centres"] = x[chosen].astype(np.float16)
+    centres = fitted["kernel.centres"].astype(np.float32)
+    between = kernel(centres, centres).astype(np.float64)
+    similar = kernel(x, centres).astype(np.float64)
+    labelled = ~np.isnan(quality)
+    coefficients, intercepts = np.empty((len(centres), quality.shape[1])), np.empty(quality.shape[1])
+    # Targets with labels for the same rows, most often all of them, share the costly system.
+    for known in np.unique(labelled, axis=1).T:
+        targets = np.flatnonzero((labelled == known[:, None]).all(axis=0))
+        counts = weight[known] / weight[known].mean()
+        rows, q = similar[known], quality[np.ix_(known, targets)]
+        middle, level = np.average(rows, axis=0, weights=counts), np.average(q, axis=0, weights=counts)
+        root = np.sqrt(counts)[:, None]
+        rows = root * (rows - middle)
+        # A trace of identity: centres that coincide would make the system singular.
+        system = rows.T @ rows + KERNEL_RIDGE * between + 1e-6 * np.eye(len(centres))
+        coefficients[:, targets] = np.linalg.solve(system, rows.T @ (root * (q - level)))
+        intercepts[targets] = level - middle @ coefficients[:, targets]
+    fitted["kernel.coef"] = coefficients.astype(np.float32)
+    fitted["kernel.intercept"] = intercepts
+    return fitted
+
+
+def _standardisation(features: Features) -> tuple[Array, Array]:
+    """Mean and spread of the dense features; one that never varies keeps its scale."""
+    scale = features.dense.std(axis=0)
+    scale[scale < 1e-6] = 1.0
+    return features.dense.mean(axis=0), scale
 
 
 def _fit_trees(
@@ -367,9 +399,7 @@ def _fit_linear(
 ) -> dict[str, Array]:
     from sklearn.linear_model import Ridge
 
-    mean = features.dense.mean(axis=0)
-    scale = features.dense.std(axis=0)
-    scale[scale < 1e-6] = 1.0
+    mean, scale = _standardisation(features)
     levels = np.linspace(0, 1, KNOTS + 2)[1:-1]
     fitted: dict[str, Array] = {
         "linear.mean": mean,
@@ -389,7 +419,7 @@ def _fit_linear(
 
 _FITS: Mapping[str, Callable[[Features, Floats, Floats, Arrays, int], dict[str, Array]]] = {
     "words": _fit_words,
-    "neighbours": _fit_neighbours,
+    "kernel": _fit_kernel,
     "trees": _fit_trees,
     "linear": _fit_linear,
 }

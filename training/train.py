@@ -97,7 +97,7 @@ def fit(
     features : Features
         Of the same rows.
     parts : sequence of str
-        Without ``neighbours`` the bundle keeps no embedding of a training prompt.
+        Without ``kernel`` the bundle keeps no embedding of a training prompt.
     command : str
         How to make the bundle again, for its card.
     progress : callable
