@@ -66,8 +66,8 @@ def write_card(
     ]
     if "kernel" in manifest.parts:
         lines.append(
-            f"The bundle holds a projection of the embedding of up to {CENTRES:,} training prompts. Embeddings can be inverted to "
-            "something near the text: train on private prompts with `--no-neighbours`."
+            f"The bundle holds a projection of the embedding of up to {CENTRES:,} training prompts. Embeddings can be "
+            "inverted to something near the text: train on private prompts with `--no-neighbours`."
         )
     if command:
         lines += ["", "## Made by", "", "```", command, "```"]

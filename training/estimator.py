@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -318,10 +319,13 @@ def _fit_kernel(
     labelled = ~np.isnan(quality)
     coefficients, intercepts = np.empty((len(centres), quality.shape[1])), np.empty(quality.shape[1])
     # Targets with labels for the same rows, most often all of them, share the costly system.
-    for known in np.unique(labelled, axis=1).T:
-        targets = np.flatnonzero((labelled == known[:, None]).all(axis=0))
+    alike = defaultdict(list)
+    for t, mask in enumerate(labelled.T):
+        alike[mask.tobytes()].append(t)
+    for targets in alike.values():
+        known = labelled[:, targets[0]]
         counts = weight[known] / weight[known].mean()
-        rows, q = similar[known], quality[np.ix_(known, targets)]
+        rows, q = similar[known], quality[known][:, targets]
         middle, level = np.average(rows, axis=0, weights=counts), np.average(q, axis=0, weights=counts)
         root = np.sqrt(counts)[:, None]
         rows = root * (rows - middle)
