@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import os
 import sys
 import tempfile
@@ -85,26 +86,10 @@ UNFITTED_ON = MappingProxyType(
         "uncommonroute": "its authors' tier labels, as shipped",
     }
 )
-# What a change to the estimator cannot be in: the learned scores are kept as long as everything else stands.
-_NOT_THE_ESTIMATOR = frozenset(
-    f"{name}.py"
-    for name in (
-        *(
-            "baselines",
-            "benchmark",
-            "card",
-            "cli",
-            "fetch",
-            "judge",
-            "labels",
-            "peers",
-            "plot",
-            "prices",
-            "steps",
-        ),
-        *("guarantee", "guarantee_study", "ladder", "ladder_threshold", "standin", "sweep", "tables"),
-        *("app", "ledger", "dispatch", "schemas", "settings"),
-    )
+# What the learned scores follow from, beside the function that makes them: they are kept as long as these stand.
+_ESTIMATOR = (
+    *("training/calibration.py", "training/dataset.py", "training/estimator.py", "training/threshold.py"),
+    *("router/conversation.py", "router/encoder.py", "router/features.py", "router/predictor.py"),
 )
 
 
@@ -652,16 +637,18 @@ def _score_fold(
 def code_version(method: str) -> str:
     """SHA-256 of the source that a method's scores follow from.
 
-    A baseline's is its module; the learned router's everything but what cannot change its scores.
+    A baseline's is its module; the learned router's those of ``_ESTIMATOR``.
     """
-    here = Path(__file__).parent
-    sources = [here / "baselines.py"]
+    digest = hashlib.sha256()
     if method == "learned":
+        digest.update(inspect.getsource(learned_fold).encode())
         # Found, not imported: nothing of the server is loaded.
-        found = [*here.glob("*.py"), *Path(str(files("router"))).glob("*.py")]
-        sources = sorted(path for path in found if path.name not in _NOT_THE_ESTIMATOR)
+        packages = {"training": Path(__file__).parent, "router": Path(str(files("router")))}
+        sources = [packages[name.split("/")[0]] / name.split("/")[1] for name in _ESTIMATOR]
+    else:
+        sources = [Path(__file__).parent / "baselines.py"]
     libraries = "".join(version(name) for name in ("numpy", "scikit-learn", "scipy"))
-    digest = hashlib.sha256(libraries.encode())
+    digest.update(libraries.encode())
     for path in sources:
         digest.update(path.read_bytes())
     return digest.hexdigest()
