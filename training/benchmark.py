@@ -26,6 +26,7 @@ from threadpoolctl import threadpool_limits
 from router import __version__
 from router.errors import UsageError
 from router.features import Encoder, Features
+from training import evaluation
 from training.baselines import BASELINES, prompt_length, standardised_mean
 from training.dataset import Dataset, load_dataset, split_folds
 from training.embeddings import cache_dir, near_duplicate_groups
@@ -641,7 +642,7 @@ def code_version(method: str) -> str:
     """
     digest = hashlib.sha256()
     if method == "learned":
-        digest.update(inspect.getsource(learned_fold).encode())
+        digest.update(inspect.getsource(evaluation.learned_fold).encode())
         # Found, not imported: nothing of the server is loaded.
         packages = {"training": Path(__file__).parent, "router": Path(str(files("router")))}
         sources = [packages[name.split("/")[0]] / name.split("/")[1] for name in _ESTIMATOR]
