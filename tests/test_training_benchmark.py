@@ -29,7 +29,6 @@ from training.benchmark import (
     code_version,
     cross_validated,
     few_shot,
-    held_out_calibration,
     run,
 )
 from training.dataset import Dataset
@@ -229,21 +228,6 @@ def test_rows_that_a_run_does_not_test_count_in_none_of_its_figures() -> None:
         curve = cost_quality_curve(score[test], *dataset.quality[test].T, seed=r)
         by_hand.append(apgr(curve))
     assert length.apgr == pytest.approx(np.mean(by_hand))
-
-
-def test_calibration_figures_are_those_of_their_definitions() -> None:
-    random = np.random.default_rng(0)
-    chance = random.uniform(0.05, 0.95, (4000, 2))
-    observed = (random.random((4000, 2)) < chance).astype(float)
-    good = held_out_calibration(chance, chance[:, 1] - chance[:, 0], observed)
-    off = held_out_calibration(chance / 2, chance[:, 1] - chance[:, 0] + 0.3, observed)
-    for head in ("weak", "strong", "gain"):
-        assert good[head]["ece"] < 0.05 < off[head]["ece"]
-        assert good[head]["brier"] < good[head]["base_brier"]
-        assert off[head]["auc"] == pytest.approx(good[head]["auc"])  # of the order alone
-        assert good[head]["auc"] > 0.7
-    ones = held_out_calibration(chance, chance[:, 0], np.ones((4000, 2)))
-    assert np.isnan(ones["weak"]["auc"])
 
 
 def test_a_peer_that_is_not_installed_says_so() -> None:

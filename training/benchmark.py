@@ -8,7 +8,8 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from importlib.metadata import version
@@ -20,43 +21,53 @@ from typing import Any
 import numpy as np
 from joblib import Memory, Parallel, delayed
 from numpy.typing import NDArray
-from sklearn.metrics import roc_auc_score
 from threadpoolctl import threadpool_limits
 
 from router import __version__
+from router.bundle import prompt_hashes
 from router.errors import UsageError
 from router.features import Encoder, Features
 from training import evaluation
 from training.baselines import BASELINES, prompt_length, standardised_mean
-from training.dataset import Dataset, load_dataset, split_folds
+from training.dataset import Dataset, load_dataset, split_folds, write_dataset
 from training.embeddings import cache_dir, near_duplicate_groups
+from training.estimator import QualityEstimator, source_weights
 from training.evaluation import learned_fold, pair_rows
+from training.guarantee_study import GuaranteeStudy, guarantee_study
+from training.ladder import LadderReport, crossval_targets
 from training.metrics import (
+    Calibration,
+    CalibrationFigures,
     Interval,
     MethodFigures,
     draw_resamples,
     evaluate_scores,
-    expected_calibration_error,
     full_curve,
+    gain_calibration,
     gain_interval,
     mean_figures,
     outcome_of,
     percentile_interval,
+    quality_calibration,
     random_router_scores,
     random_strong_share_at,
     resampled_apgr,
 )
+from training.novelty_study import NoveltyStudy, novelty_study
 from training.peers import PEERS, PeerError, peer_scores
+from training.records import read_records
 from training.sources import convert
 from training.sources.twinrouterbench import LADDER
 from training.steps import StepTable, StepTask, run_steps
-from training.train import features_of
+from training.train import default_threshold, features_of
 
 Floats = NDArray[np.float64]
 Rows = NDArray[np.intp]
 Mask = NDArray[np.bool_]
 
 FOLDS = 5
+# Random halves that promises are studied on.
+SPLITS = 200
 RESAMPLES = 1000
 # Equal scores are ordered at random: a method without folds is measured over at least this many orders.
 ORDERS = 10
@@ -197,6 +208,9 @@ class Line:
             "trained_on": self.trained_on,
             **(self.figures.as_dict() if self.figures else {"not_run": self.why_not}),
             "learned_ahead": _interval(self.ahead),
+            "curve": None
+            if self.curve is None
+            else {"quality": self.curve[0].tolist(), "sd": self.curve[1].tolist()},
         }
 
 
@@ -209,6 +223,8 @@ class Table:
     name, title : str
     n, groups, merged, runs, folds : int
         Rows, groups of near-duplicates, rows that were merged into another's group, and how it was split.
+    train_rows : int
+        Rows that the fitted methods learn from, in the mean.
     weak, strong : str
     weak_quality, strong_quality : float
     gain : Interval
@@ -217,12 +233,13 @@ class Table:
         Strong calls that a router without knowledge needs for 95 % of strong's quality.
     lines : tuple of Line
     published : tuple of Published
-    calibration : mapping of str to mapping
-        Of the learned router on held-out rows, as :func:`held_out_calibration` gives it.
+    calibration : Calibration
+        Of the learned router on held-out rows: means over runs; the bins are the first run's.
     digest : str
         SHA-256 of the converted dataset.
     seconds : float
     drawn : bool
+        Whether its curves are.
     """
 
     name: str
@@ -232,6 +249,7 @@ class Table:
     merged: int
     runs: int
     folds: int
+    train_rows: int
     weak: str
     strong: str
     weak_quality: float
@@ -240,7 +258,7 @@ class Table:
     random_share_at_95: float
     lines: tuple[Line, ...]
     published: tuple[Published, ...]
-    calibration: Mapping[str, Mapping[str, float]]
+    calibration: Calibration
     digest: str
     seconds: float = 0.0
     drawn: bool = True
@@ -250,18 +268,49 @@ class Table:
         plain = {
             key: value
             for key, value in vars(self).items()
-            if key not in ("lines", "published", "gain", "calibration", "drawn")
+            if key not in ("lines", "published", "gain", "calibration")
         }
         return {
             **plain,
             "gain": _interval(self.gain),
             "methods": {line.method: line.as_dict() for line in self.lines},
             "published": [asdict(row) for row in self.published],
-            "calibration": {
-                head: {name: _finite(value) for name, value in figures.items()}
-                for head, figures in self.calibration.items()
-            },
+            "calibration": self.calibration.as_dict(),
         }
+
+
+@dataclass(frozen=True)
+class StudyTask:
+    """A question that is no comparison of methods on one pair.
+
+    Attributes
+    ----------
+    name, title, trained_on, digest : str
+    measure : callable
+        Given the processes it may use and what to tell its progress (done, of how many).
+    """
+
+    name: str
+    title: str
+    trained_on: str
+    digest: str
+    measure: Callable[[int, Callable[[int, int], None]], GuaranteeStudy | LadderReport | NoveltyStudy]
+
+
+@dataclass(frozen=True)
+class Study:
+    """What a :class:`StudyTask` found."""
+
+    name: str
+    title: str
+    trained_on: str
+    digest: str
+    found: GuaranteeStudy | LadderReport | NoveltyStudy
+    seconds: float = 0.0
+
+    def as_dict(self) -> dict[str, Any]:
+        """For ``--json``."""
+        return {**vars(self), "found": self.found.as_dict()}
 
 
 @dataclass(frozen=True)
@@ -272,6 +321,7 @@ class Benchmark:
     skipped: Mapping[str, str]
     settings: Mapping[str, Any]
     steps: tuple[StepTable, ...] = ()
+    studies: tuple[Study, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
         """For ``--json``."""
@@ -280,7 +330,16 @@ class Benchmark:
             "skipped": dict(self.skipped),
             "tables": [table.as_dict() for table in self.tables],
             "steps": [table.as_dict() for table in self.steps],
+            **{
+                kind: [study.as_dict() for study in self.studies if isinstance(study.found, of)]
+                for kind, of in STUDIES.items()
+            },
         }
+
+
+STUDIES: Mapping[str, type] = MappingProxyType(
+    {"guarantee": GuaranteeStudy, "ladder": LadderReport, "novelty": NoveltyStudy}
+)
 
 
 class Absent(Exception):
@@ -327,6 +386,7 @@ def benchmark(
         raise UsageError(f"--only {', '.join(unknown)}: not known; known are {', '.join(TASKS)}")
     tables: list[Table] = []
     steps: list[StepTable] = []
+    studies: list[Study] = []
     skipped: dict[str, str] = {}
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as scratch:
@@ -343,6 +403,9 @@ def benchmark(
                     one = run_steps(task, seed=seed, jobs=jobs, progress=partial(progress, task.title))
                     steps.append(replace(one, seconds=time.monotonic() - since))
                     continue
+                if isinstance(task, StudyTask):
+                    studies.append(run_study(task, jobs=jobs, progress=partial(progress, task.title)))
+                    continue
                 found = run(
                     task,
                     seed=seed,
@@ -354,9 +417,62 @@ def benchmark(
                 )
                 seconds = time.monotonic() - since
                 tables += [replace(table, seconds=seconds) for table in found]
-    if not (tables or steps):
+    if not (tables or steps or studies):
         raise UsageError("; ".join(f"{name}: {why}" for name, why in skipped.items()))
-    settings = {
+    settings = _settings(encoder, repeats, seed, resamples) | {"seconds": time.monotonic() - began}
+    return Benchmark(tuple(tables), skipped, settings, tuple(steps), tuple(studies))
+
+
+def benchmark_rows(
+    pair: Dataset,
+    features: Features,
+    encoder: Encoder,
+    *,
+    title: str = "",
+    few: Sequence[int] = (),
+    repeats: int = 1,
+    seed: int = 0,
+    splits: int = SPLITS,
+    resamples: int = RESAMPLES,
+    jobs: int = -1,
+) -> Benchmark:
+    """The comparison, the few-row curve, the promises and the ladder on one's own rows, without the routers that are processes.
+
+    Parameters
+    ----------
+    pair : Dataset
+        As :func:`training.evaluation.pair_rows` gives it.
+    features : Features of the same rows
+    encoder : Encoder
+        The one that made them.
+    few : sequence of int
+        Numbers of training rows to draw beside cross-validation.
+    """
+    began = time.monotonic()
+    groups = _merged_groups(features, pair.groups)
+    rows = (pair, features, groups)
+    tasks = [cross_validated("rows", title or "these rows", rows, repeats, seed)]
+    tasks += [few_shot(f"rows-{n}", f"{title} from {n:,} rows", rows, n, repeats, seed) for n in few]
+    tables = [
+        table
+        for task in tasks
+        for table in run(
+            task, seed=seed, routers=(), resamples=resamples, jobs=jobs, encoder_hash=encoder.hash
+        )
+    ]
+    studies = [
+        run_study(task, jobs=jobs)
+        for task in (
+            guarantee_task("guarantee-rows", f"Promises on {title}", rows, encoder.hash, seed, splits),
+            ladder_task("ladder-rows", f"Ladder on {title}", rows, None, seed),
+        )
+    ]
+    settings = _settings(encoder, repeats, seed, resamples) | {"seconds": time.monotonic() - began}
+    return Benchmark(tuple(tables), {}, settings, (), tuple(studies))
+
+
+def _settings(encoder: Encoder, repeats: int, seed: int, resamples: int) -> dict[str, Any]:
+    return {
         "repeats": repeats,
         "folds": FOLDS,
         "seed": seed,
@@ -367,9 +483,19 @@ def benchmark(
             "python": ".".join(map(str, sys.version_info[:3])),
             **{name: version(name) for name in ("numpy", "scikit-learn", "scipy", "litellm")},
         },
-        "seconds": time.monotonic() - began,
     }
-    return Benchmark(tuple(tables), skipped, settings, tuple(steps))
+
+
+def run_study(
+    task: StudyTask,
+    *,
+    jobs: int = -1,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Study:
+    """Measure, and tell how long it took."""
+    began = time.monotonic()
+    found = task.measure(jobs, progress)
+    return Study(task.name, task.title, task.trained_on, task.digest, found, time.monotonic() - began)
 
 
 def run(
@@ -377,6 +503,7 @@ def run(
     *,
     seed: int = 0,
     peers: str | None = None,
+    routers: Iterable[str] | None = None,
     resamples: int = RESAMPLES,
     jobs: int = -1,
     encoder_hash: str = "",
@@ -384,7 +511,8 @@ def run(
 ) -> list[Table]:
     """Score a task's test rows by every method and measure: the whole first, then its parts.
 
-    The scores of a fold are kept on disk under what they follow from, so that only what changed is computed again.
+    ``routers`` are the other projects' to ask, all of :data:`training.peers.PEERS` by default. The scores of a fold are kept
+    on disk under what they follow from, so that only what changed is computed again.
     """
     fitted, learned = _fitted_scores(task, seed, encoder_hash, jobs, progress)
     scores, why_not, on = dict(fitted), dict[str, str](), dict(UNFITTED_ON)
@@ -392,7 +520,7 @@ def run(
     scores["average"] = np.stack([_where_tested(standardised_mean, *pair) for pair in pairs])
     for method in (*FITTED, "average"):
         on[method] = task.trained_on
-    unfitted = _unfitted_scores(task, seed, peers, why_not, on)
+    unfitted = _unfitted_scores(task, seed, peers, PEERS if routers is None else routers, why_not, on)
     scores |= unfitted
     order = [method for method in METHODS if method in scores or method in why_not]
 
@@ -415,55 +543,6 @@ def run(
             )
         )
     return tables
-
-
-def held_out_calibration(quality: Floats, gain: Floats, observed: Floats) -> dict[str, dict[str, float]]:
-    """How far predictions for held-out rows can be taken at their word, by target, and for the gain.
-
-    Parameters
-    ----------
-    quality : ndarray, shape (n, T)
-        Predicted, 0 to 1.
-    gain : ndarray, shape (n,)
-        Predicted gain of the last target over the first.
-    observed : ndarray, shape (n, T)
-        Qualities.
-
-    Returns
-    -------
-    dict
-        ``weak``, ``strong`` and ``gain``, each with ``ece`` (ten bins of equally many rows), ``brier`` (mean squared
-        distance), ``base_brier`` (of the mean of these rows, which no constant beats) and ``auc`` (of telling success
-        from failure, a quality of .7 being .7 of a success; for the gain, of telling rows where strong is better).
-    """
-    figures = {}
-    real_gain = observed[:, -1] - observed[:, 0]
-    heads = {
-        "weak": (quality[:, 0], observed[:, 0], observed[:, 0]),
-        "strong": (quality[:, -1], observed[:, -1], observed[:, -1]),
-        "gain": (gain, real_gain, (real_gain > 0).astype(np.float64)),
-    }
-    for name, (predicted, actual, success) in heads.items():
-        figures[name] = {
-            "ece": expected_calibration_error(predicted, actual),
-            "brier": float(np.mean((predicted - actual) ** 2)),
-            "base_brier": float(np.var(actual)),
-            "auc": _auc(predicted, success),
-        }
-    return figures
-
-
-def _auc(score: Floats, success: Floats) -> float:
-    if not 0.0 < success.mean() < 1.0:
-        return float("nan")
-    n = len(score)
-    return float(
-        roc_auc_score(
-            np.repeat([1, 0], n),
-            np.concatenate([score, score]),
-            sample_weight=np.concatenate([success, 1.0 - success]),
-        )
-    )
 
 
 def _table(
@@ -526,10 +605,12 @@ def _table(
         for line in lines
     ]
     calibration = [
-        held_out_calibration(
-            np.stack([learned["weak"][r, at], learned["strong"][r, at]], axis=1),
-            scores["learned"][r, at],
-            dataset.quality[at],
+        Calibration(
+            {
+                target: quality_calibration(learned[head][r, at], dataset.quality[at, t])
+                for t, (target, head) in enumerate(zip(dataset.targets, ("weak", "strong"), strict=True))
+            },
+            gain_calibration(scores["learned"][r, at], weak[at], strong[at]),
         )
         for r in range(len(scores["learned"]))
         for at in [np.flatnonzero(~np.isnan(scores["learned"][r]))]
@@ -542,6 +623,7 @@ def _table(
         merged=int((np.asarray(dataset.groups) != groups).sum()),
         runs=len(task.runs),
         folds=len(task.runs[0]),
+        train_rows=round(float(np.mean([len(train) for folds in task.runs for train, _ in folds]))),
         weak=dataset.targets[0],
         strong=dataset.targets[1],
         weak_quality=float(weak.mean()),
@@ -550,12 +632,29 @@ def _table(
         random_share_at_95=share,
         lines=tuple(lines),
         published=() if part else PUBLISHED.get(task.name, ()),
-        calibration={
-            head: {name: float(np.mean([one[head][name] for one in calibration])) for name in figures}
-            for head, figures in calibration[0].items()
-        },
+        calibration=Calibration(
+            {
+                target: _mean_calibration([one.quality[target] for one in calibration])
+                for target in dataset.targets
+            },
+            _mean_calibration([one.gain for one in calibration]),
+        ),
         digest=dataset.digest,
         drawn=task.curve and not part,
+    )
+
+
+def _mean_calibration(runs: Sequence[CalibrationFigures]) -> CalibrationFigures:
+    def mean(name: str) -> float:
+        return float(np.mean([getattr(run, name) for run in runs]))
+
+    return replace(
+        runs[0],
+        ece=mean("ece"),
+        ece_by_chance=mean("ece_by_chance"),
+        brier=mean("brier"),
+        base_brier=mean("base_brier"),
+        auc=mean("auc"),
     )
 
 
@@ -656,7 +755,12 @@ def code_version(method: str) -> str:
 
 
 def _unfitted_scores(
-    task: Task, seed: int, peers: str | None, why_not: dict[str, str], on: dict[str, str]
+    task: Task,
+    seed: int,
+    peers: str | None,
+    routers: Iterable[str],
+    why_not: dict[str, str],
+    on: dict[str, str],
 ) -> dict[str, Floats]:
     """Scores of what is not fitted here, shape (runs, n); the rows that a run tests are those of the fitted methods."""
     tested = task.tested()
@@ -668,7 +772,7 @@ def _unfitted_scores(
         flat["prompt_shortness"] = -length
     asked = np.flatnonzero(tested.any(axis=0))
     texts = [task.dataset.prompts[row].text for row in asked]
-    for name in PEERS:
+    for name in routers:
         python = peers if name == "uncommonroute" else sys.executable
         if python is None:
             why_not[name] = "no --peers interpreter (make peers)"
@@ -719,6 +823,12 @@ def _finite(value: float) -> float | None:
     return value if np.isfinite(value) else None
 
 
+def _merged_groups(features: Features, groups: NDArray[np.str_]) -> NDArray[np.str_]:
+    """Groups with near-duplicates merged, by centred embeddings: all of an encoder's point somewhat the same way."""
+    with threadpool_limits(limits=1):
+        return near_duplicate_groups(features.embedding - features.embedding.mean(axis=0), groups)
+
+
 class Material:
     """The originals of a folder as datasets with features, each converted once."""
 
@@ -727,7 +837,7 @@ class Material:
     ) -> None:
         self.folder = folder
         self._scratch = scratch
-        self._encoder = encoder
+        self.encoder = encoder
         self._progress = progress
         self._loaded: dict[tuple[tuple[str, str], ...], tuple[Dataset, Features, NDArray[np.str_]]] = {}
 
@@ -742,20 +852,30 @@ class Material:
         return out
 
     def pair(
-        self, sources: Sequence[tuple[str, str]], weak: str, strong: str
+        self, sources: Sequence[tuple[str, str]], weak: str, strong: str, more: Sequence[Path] = ()
     ) -> tuple[Dataset, Features, NDArray[np.str_]]:
         """Rows of a pair, their features, and their groups with near-duplicates merged."""
-        key = (*sources, (weak, strong))
+        key = (*sources, *((str(path), "") for path in more), (weak, strong))
         if key not in self._loaded:
-            paths = [self.convert(source, place) for source, place in sources]
+            paths = [*(self.convert(source, place) for source, place in sources), *more]
             dataset = pair_rows(load_dataset(paths, targets=(weak, strong)), weak, strong)
-            features = self.features(dataset, " + ".join(place for _, place in sources))
-            with threadpool_limits(limits=1):
-                groups = near_duplicate_groups(
-                    features.embedding - features.embedding.mean(axis=0), dataset.groups
-                )
-            self._loaded[key] = (dataset, features, groups)
+            features = self.features(
+                dataset, " + ".join([*(place for _, place in sources), *(p.name for p in more)])
+            )
+            self._loaded[key] = (dataset, features, _merged_groups(features, dataset.groups))
         return self._loaded[key]
+
+    def sample(self, weak: str, strong: str) -> tuple[Path, frozenset[str]] | None:
+        """data/sample.jsonl for a pair's names, and the ids of its rows that are not English; None where it is not there."""
+        if not SAMPLE.is_file():
+            return None
+        names = {"weak": weak, "strong": strong}
+        rows = [record.fields for record in read_records(SAMPLE)]
+        out = self._scratch / SAMPLE.name
+        write_dataset(
+            ({**row, "quality": {names[k]: v for k, v in row["quality"].items()}} for row in rows), out
+        )
+        return out, frozenset(str(row["id"]) for row in rows if row["language"] != "en")
 
     def features(self, dataset: Dataset, name: str) -> Features:
         """Features of a dataset; its embeddings come from the cache where they are in it."""
@@ -766,10 +886,14 @@ class Material:
             done += n
             self._progress(f"embedding {name}", done, len(dataset))
 
-        return features_of(dataset, self._encoder, progress=show)
+        return features_of(dataset, self.encoder, progress=show)
 
 
-Build = Callable[[Material, int, int], Iterator[Task | StepTask]]
+Build = Callable[[Material, int, int], Iterator[Task | StepTask | StudyTask]]
+# Near-duplicates merged.
+PairRows = tuple[Dataset, Features, NDArray[np.str_]]
+
+SAMPLE = Path("data", "sample.jsonl")
 
 _MIXTRAL, _GPT4 = "mistralai/Mixtral-8x7B-Instruct-v0.1", "gpt-4-1106-preview"
 _MMLU, _GSM8K, _MTBENCH = (
@@ -937,6 +1061,183 @@ def _twinrouterbench(material: Material, repeats: int, seed: int) -> Iterator[St
     )
 
 
+# --- Studies ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class WholeFit:
+    """The estimator on all rows, as ``fit`` makes a bundle of them: out-of-fold scores of shape (n,), and its arrays."""
+
+    score: Floats
+    arrays: Mapping[str, NDArray[Any]]
+
+
+def whole_fit(rows: PairRows, encoder_hash: str, seed: int) -> WholeFit:
+    """Fit on all rows of a pair; kept on disk as the folds' scores are."""
+    dataset, features, groups = rows
+    key = hashlib.sha256(
+        "\n".join([dataset.digest, encoder_hash, *dataset.targets, *dataset.ids, *groups]).encode()
+    ).hexdigest()
+    remembered = Memory(cache_dir() / "benchmark", verbose=0).cache(
+        _fit_whole, ignore=["dataset", "features", "groups"]
+    )
+    score, arrays = remembered(code_version("learned"), key, seed, dataset, features, groups)
+    return WholeFit(score, arrays)
+
+
+def _fit_whole(
+    code: str, data: str, seed: int, dataset: Dataset, features: Features, groups: NDArray[np.str_]
+) -> tuple[Floats, dict[str, NDArray[Any]]]:
+    """The first three arguments are the cache's key."""
+    estimator = QualityEstimator(dataset.targets, seed=seed)
+    estimator.fit(features, dataset.quality, groups, source_weights(dataset.sources))
+    return estimator.out_of_fold_.score, estimator.arrays_
+
+
+def guarantee_task(
+    name: str, title: str, rows: PairRows, encoder_hash: str, seed: int, splits: int = SPLITS
+) -> StudyTask:
+    """What promised thresholds cost and how often they break, on out-of-fold scores; near-duplicates count as one row."""
+    dataset, _, groups = rows
+
+    def measure(jobs: int, progress: Callable[[int, int], None]) -> GuaranteeStudy:
+        done = 0
+
+        def show() -> None:
+            nonlocal done
+            done += 1
+            progress(done, splits)
+
+        progress(0, splits)
+        score = whole_fit(rows, encoder_hash, seed).score
+        weak, strong = dataset.quality.T
+        return guarantee_study(score, weak, strong, groups, splits=splits, seed=seed, progress=show)
+
+    return StudyTask(name, title, f"{len(dataset):,} of these rows, out of fold", dataset.digest, measure)
+
+
+def ladder_task(name: str, title: str, rows: PairRows, pair: tuple[str, str] | None, seed: int) -> StudyTask:
+    """Routers over all targets of a dataset, cheapest first, by ``FOLDS`` folds."""
+    dataset, features, groups = rows
+
+    def measure(jobs: int, progress: Callable[[int, int], None]) -> LadderReport:
+        done = 0
+
+        def show() -> None:
+            nonlocal done
+            done += 1
+            progress(done, FOLDS)
+
+        progress(0, FOLDS)
+        return crossval_targets(
+            dataset, features, pair=pair, folds=FOLDS, groups=groups, seed=seed, jobs=jobs, progress=show
+        )
+
+    trained_on = f"{round(len(dataset) * (1 - 1 / FOLDS)):,} of these rows"
+    return StudyTask(name, title, trained_on, dataset.digest, measure)
+
+
+def _guarantee(material: Material, repeats: int, seed: int) -> Iterator[StudyTask]:
+    for name, title, sources in (
+        ("mmlu", "MMLU", _MMLU),
+        ("gsm8k", "GSM8K", _GSM8K),
+        ("mixed", "MMLU and GSM8K together", _MMLU + _GSM8K),
+    ):
+        rows = material.pair(sources, _MIXTRAL, _GPT4)
+        yield guarantee_task(f"guarantee-{name}", f"Promises on {title}", rows, material.encoder.hash, seed)
+
+
+def _ladder(material: Material, repeats: int, seed: int) -> Iterator[StudyTask]:
+    place = "routerbench"
+    whole = load_dataset([material.convert("routerbench", place)])
+    means = np.nanmean(whole.cost, axis=0)
+    dataset = whole.for_targets([whole.targets[t] for t in np.argsort(means, kind="stable")])
+    features = material.features(dataset, place)
+    rows = (dataset, features, _merged_groups(features, dataset.groups))
+    title = f"RouterBench, {len(dataset.targets)} models"
+    yield ladder_task("ladder-routerbench", title, rows, ("mistralai/mixtral-8x7b-chat", _GPT4), seed)
+
+
+def _novelty(material: Material, repeats: int, seed: int) -> Iterator[StudyTask]:
+    sample = material.sample(_MIXTRAL, _GPT4)
+    mixture = (_MMLU + _GSM8K + _MTBENCH, [sample[0]] if sample else [])
+    for name, title, sources, more in (
+        ("mmlu", "MMLU alone", _MMLU, []),
+        ("gsm8k", "GSM8K alone", _GSM8K, []),
+        ("mixture", "MMLU, GSM8K, MT-Bench" + " and the sample" * bool(sample), *mixture),
+    ):
+        rows = material.pair(sources, _MIXTRAL, _GPT4, more)
+        yield StudyTask(
+            f"novelty-{name}",
+            f"What a bundle of {title} flags",
+            f"{len(rows[0]):,} rows",
+            rows[0].digest,
+            partial(_measure_novelty, material, rows, sample, name == "mmlu", seed),
+        )
+
+
+def _measure_novelty(
+    material: Material,
+    rows: PairRows,
+    sample: tuple[Path, frozenset[str]] | None,
+    by_domain: bool,
+    seed: int,
+    jobs: int,
+    progress: Callable[[int, int], None],
+) -> NoveltyStudy:
+    dataset, features, groups = rows
+    others: dict[str, Features] = {}
+
+    def add(name: str, found: Dataset, known: Features) -> None:
+        fresh = np.flatnonzero(~np.isin(prompt_hashes(found.prompts), prompt_hashes(dataset.prompts)))
+        if len(fresh):
+            others[name] = known.take(fresh)
+
+    parts = {}
+    for name, one in (("MMLU", _MMLU), ("GSM8K", _GSM8K), ("MT-Bench", _MTBENCH)):
+        if one[0][0] not in dataset.sources:
+            add(name, *material.pair(one, _MIXTRAL, _GPT4)[:2])
+    if sample is not None:
+        path, foreign = sample
+        if (here := np.isin(dataset.ids, list(foreign))).any():
+            parts["sample, not English"] = here
+        else:
+            labelled, known, _ = material.pair((), _MIXTRAL, _GPT4, [path])
+            english = ~np.isin(labelled.ids, list(foreign))
+            add("sample, English", labelled.select(english), known.take(np.flatnonzero(english)))
+            add("sample, not English", labelled.select(~english), known.take(np.flatnonzero(~english)))
+    routed = {}
+    for file in sorted((material.folder / "alpaca_eval" / _MIXTRAL.split("/")[1]).glob("*/annotations.json")):
+        place = str(file.parent.relative_to(material.folder))
+        strong, weak = load_dataset([material.convert("alpacaeval", place)]).targets
+        found, known, _ = material.pair((("alpacaeval", place),), weak, strong)
+        add("AlpacaEval", found, known)
+        routed["AlpacaEval"] = (found, known)
+    for name, source in (
+        ("RouterBench", "routerbench"),
+        ("UncommonRoute", "uncommonroute"),
+        ("CodeRouterBench", "coderouterbench"),
+    ):
+        with suppress(Absent):
+            whole = load_dataset([material.convert(source, source)])
+            add(name, whole, material.features(whole, source))
+    fitted = whole_fit(rows, material.encoder.hash, seed)
+    return novelty_study(
+        dataset,
+        features,
+        groups,
+        fitted.arrays,
+        default_threshold(fitted.score, dataset).value,
+        others=others,
+        parts=parts,
+        by_domain=by_domain,
+        routed=routed,
+        seed=seed,
+        jobs=jobs,
+        progress=progress,
+    )
+
+
 TASKS: Mapping[str, Build] = MappingProxyType(
     {
         "mmlu": _mmlu,
@@ -949,5 +1250,8 @@ TASKS: Mapping[str, Build] = MappingProxyType(
         "gsm8k-400": _gsm8k_few,
         "coderouterbench": _coderouterbench,
         "twinrouterbench": _twinrouterbench,
+        "guarantee": _guarantee,
+        "ladder": _ladder,
+        "novelty": _novelty,
     }
 )

@@ -63,8 +63,8 @@ class LadderReport:
         The target of the best mean quality on these rows; of equals the cheapest.
     methods : mapping of str to LadderFigures
         ``learned`` (rule: threshold), ``learned_value`` (rule: value), the baselines, ``pair`` (the router between two),
-        ``best_single``, ``zero`` (the best random mix of single targets, RouterBench's zero router), ``random`` (every target
-        alike) and ``oracle`` (the cheapest best target of each row).
+        ``best_single``, ``zero`` (the best random mix of single targets, RouterBench's zero router: what is saved without
+        looking at a prompt), ``random`` (every target alike) and ``oracle`` (the cheapest best target of each row).
     by_source : mapping of str to LadderReport
         The same for each source; for each domain where there is one source.
     seen : int
@@ -431,6 +431,7 @@ def _report(rows: Dataset, methods: Mapping[str, LadderFigures], singles: Single
         name: sweep_figures(sweep, singles, groups=rows.groups, seed=seed)
         for name, sweep in untrained.items()
     }
+    figures["zero"] = _mixed(figures["zero"], singles)
     return LadderReport(
         n=n,
         incomplete=0,
@@ -440,6 +441,15 @@ def _report(rows: Dataset, methods: Mapping[str, LadderFigures], singles: Single
         best_single=rows.targets[singles.best],
         methods={**methods, **figures},
     )
+
+
+def _mixed(zero: LadderFigures, singles: Singles) -> LadderFigures:
+    """The dollars that the best random mix saves at the bar: a point of its hull, not a target alone."""
+    if zero.hull is None or (means := singles.mean_cost) is None or means[singles.best] <= 0.0:
+        return zero
+    cost, quality = np.array(zero.hull).T
+    spent = np.interp(QUALITY_BAR * float(singles.quality.mean(axis=0)[singles.best]), quality, cost)
+    return dataclasses.replace(zero, cost_saving_at_95=1.0 - float(spent / means[singles.best]))
 
 
 def _cheapest_best(quality: Floats, cost: Floats | None) -> Choices:

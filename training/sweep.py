@@ -122,6 +122,8 @@ class LadderFigures:
         Share of calls to each target there.
     nested_quality, nested_cost_saving : float or None
         Quality and saving with that setting picked on other rows, where that was measured: what a user gets.
+    hull : tuple of (float, float), or None
+        (cost, quality) at the corners of the concave hull of all settings, both rising: what mixing settings reaches.
 
     ``perf_gain``, ``cost_save`` and ``cost_saving_at_95`` pick the setting on the rows they are told for, as papers do.
     """
@@ -137,6 +139,7 @@ class LadderFigures:
     shares_at_95: tuple[float, ...] | None
     nested_quality: float | None = None
     nested_cost_saving: float | None = None
+    hull: tuple[tuple[float, float], ...] | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON, which has no NaN: None stands for it."""
@@ -231,7 +234,25 @@ def sweep_figures(
         else _known(cost_save(cost, quality, single_cost, QUALITY_BAR * single)),
         setting_at_95=None if bar is None else float(sweep.settings[bar]),
         shares_at_95=None if bar is None else shares(sweep.choice[bar], singles.quality.shape[1]),
+        hull=None if cost is None else upper_hull(cost, quality),
     )
+
+
+def upper_hull(cost: Floats, quality: Floats) -> tuple[tuple[float, float], ...]:
+    """Corners of the rising concave hull over points of the shape (points,), from the cheapest to the best."""
+    corners: list[tuple[float, float]] = []
+    # By cost, the better first where costs are equal.
+    for i in np.lexsort((-quality, cost)):
+        x, y = float(cost[i]), float(quality[i])
+        if corners and y <= corners[-1][1]:
+            continue
+        while len(corners) > 1:
+            (a, b), (c, d) = corners[-2:]
+            if (d - b) * (x - a) > (y - b) * (c - a):
+                break
+            corners.pop()
+        corners.append((x, y))
+    return tuple(corners)
 
 
 def chosen_setting(quality: Floats, wanted: float, cost: Floats | None) -> int | None:

@@ -6,13 +6,20 @@ import math
 
 from rich.table import Table
 
-from training.benchmark import Benchmark, Line
+from training.benchmark import Benchmark, Line, Study
 from training.benchmark import Table as BenchmarkTable
 from training.evaluation import Report
+from training.findings import percent, says, says_calibration, says_steps, says_study
 from training.guarantee_study import GuaranteeStudy
 from training.ladder import LadderReport
 from training.metrics import Calibration, Interval, MethodFigures
+from training.novelty_study import NoveltyStudy
 from training.steps import StepTable
+
+Cells = tuple[list[str], list[list[str]]]
+
+# The comparisons whose calibration is told.
+CALIBRATED = ("mmlu", "gsm8k")
 
 
 def report_tables(report: Report, title: str) -> list[Table]:
@@ -27,38 +34,55 @@ def report_tables(report: Report, title: str) -> list[Table]:
 
 def calibration_table(calibration: Calibration, title: str) -> Table:
     """Error, Brier score and AUC of each quality head and of the gain."""
-    table = Table(
-        title=f"{title}: calibration",
-        title_justify="left",
-        caption="ECE over ten bins of equally many rows; by chance: what perfect predictions would have on these rows · "
-        "AUC of the gain: only strong right against the rest",
-        caption_justify="left",
-    )
-    table.add_column("predicted")
-    for name in ("ECE", "by chance", "Brier", "base rate's", "AUC"):
-        table.add_column(name, justify="right")
+    return _rich(f"{title}: calibration", *calibration_cells(calibration), _CALIBRATION)
+
+
+_CALIBRATION = (
+    "ECE over ten bins of equally many rows; by chance: what perfect predictions would have on these rows · "
+    "AUC of the gain: only strong right against the rest"
+)
+
+
+def calibration_cells(calibration: Calibration) -> Cells:
+    """The header and the rows of a calibration table."""
+    header = ["predicted", "ECE", "by chance", "Brier", "base rate's", "AUC"]
     heads = {f"quality of {name}": figures for name, figures in calibration.quality.items()}
+    rows = []
     for name, of in {**heads, "gain": calibration.gain}.items():
         figures = (of.ece, of.ece_by_chance, of.brier, of.base_brier, of.auc)
-        table.add_row(name, *(_number(figure, 3) for figure in figures))
-    return table
+        rows.append([name, *(_number(figure, 3) for figure in figures)])
+    return header, rows
 
 
 def guarantee_table(study: GuaranteeStudy, title: str) -> Table:
     """What promises cost and how often they are kept, beside thresholds without one."""
-    table = Table(
-        title=f"{title}: {study.n:,} rows, {study.splits} splits, {study.calibration:,} to choose on, "
-        f"{100 * study.confidence:g}% confidence",
-        title_justify="left",
-        caption="saved: share of calls not sent to strong, on the test half · broken: quality below the bar, on the test half "
-        f"(which has noise of its own) / on the population (at most {100 * (1 - study.confidence):.3g}% is promised)",
-        caption_justify="left",
+    heading = (
+        f"{title}: {study.n:,} rows, {study.splits} splits, {study.calibration:,} to choose on, "
+        f"{100 * study.confidence:g}% confidence"
     )
-    table.add_column("allowed loss", justify="right")
-    for name in ("promised: saved", "nothing promised", "broken", "tuned: saved", "broken", "random: saved"):
-        table.add_column(name, justify="right")
-    for at in study.losses:
-        table.add_row(
+    return _rich(heading, *guarantee_cells(study), _guarantee_caption(study), text=0)
+
+
+def _guarantee_caption(study: GuaranteeStudy) -> str:
+    return (
+        "saved: share of calls not sent to strong, on the test half · broken: quality below the bar, on the test half "
+        f"(which has noise of its own) / on the population (at most {100 * (1 - study.confidence):.3g}% is promised)"
+    )
+
+
+def guarantee_cells(study: GuaranteeStudy) -> Cells:
+    """The header and the rows of a table of promises."""
+    header = [
+        "allowed loss",
+        "promised: saved",
+        "nothing promised",
+        "broken",
+        "tuned: saved",
+        "broken",
+        "random: saved",
+    ]
+    rows = [
+        [
             f"{at.loss:.0%}",
             f"{at.promised.saving:.1%} ± {at.promised.saving_sd:.1%}",
             f"{at.nothing_promised:.0%}",
@@ -66,21 +90,30 @@ def guarantee_table(study: GuaranteeStudy, title: str) -> Table:
             f"{at.tuned.saving:.1%} ± {at.tuned.saving_sd:.1%}",
             f"{at.tuned.broken:.1%} / {at.tuned.broken_population:.1%}",
             f"{at.random_saving:.1%}",
-        )
-    return table
+        ]
+        for at in study.losses
+    ]
+    return header, rows
 
 
 def ladder_tables(report: LadderReport, title: str) -> list[Table]:
     """The whole first, then a table a source."""
-    tables = [_ladder_table(report, title)]
-    tables += [_ladder_table(part, name) for name, part in report.by_source.items()]
-    return tables
+    return [
+        _rich(_about_ladder(part, name), *ladder_cells(part), _left_out(part))
+        for name, part in {title: report, **report.by_source}.items()
+    ]
 
 
-def _ladder_table(report: LadderReport, title: str) -> Table:
+def _about_ladder(report: LadderReport, title: str) -> str:
     best = report.targets.index(report.best_single)
-    single = report.mean_quality[best]
     dollars = "" if report.mean_cost is None else f" at ${1000 * report.mean_cost[best]:.4g} per 1,000"
+    return (
+        f"{title}: n = {report.n:,} · {len(report.targets)} targets · "
+        f"best single {report.best_single} {report.mean_quality[best]:.4f}{dollars}"
+    )
+
+
+def _left_out(report: LadderReport) -> str | None:
     left_out = [
         f"{count:,} rows left out, {why}"
         for count, why in (
@@ -89,15 +122,13 @@ def _ladder_table(report: LadderReport, title: str) -> Table:
         )
         if count
     ]
-    table = Table(
-        title=f"{title}: n = {report.n:,} · {len(report.targets)} targets · "
-        f"best single {report.best_single} {single:.4f}{dollars}",
-        title_justify="left",
-        caption=" · ".join(left_out) or None,
-        caption_justify="left",
-    )
-    table.add_column("method")
-    for name in (
+    return " · ".join(left_out) or None
+
+
+def ladder_cells(report: LadderReport) -> Cells:
+    """The header and the rows of a table of routers over several targets."""
+    header = [
+        "method",
         "AIQ",
         "95 % interval",
         "PerfGain",
@@ -105,64 +136,118 @@ def _ladder_table(report: LadderReport, title: str) -> Table:
         "quality",
         "$ per 1,000",
         "$ saved @95 %",
-        "setting",
-        "nested",
-        "quality",
-    ):
-        table.add_column(name, justify="right")
+    ]
+    header += ["setting", "nested", "quality"]
+    single = report.mean_quality[report.targets.index(report.best_single)]
+    rows = []
     for name, figures in report.methods.items():
         interval = "–" if figures.aiq_ci is None else f"{figures.aiq_ci[0]:.3f} – {figures.aiq_ci[1]:.3f}"
-        table.add_row(
-            name,
-            "–" if figures.aiq is None else f"{figures.aiq:.4f}",
-            interval,
-            f"{figures.perf_gain:+.1%}",
-            _percent(figures.cost_save),
-            f"{figures.quality:.4f}",
-            "–" if figures.cost is None else f"{1000 * figures.cost:.4g}",
-            _percent(figures.cost_saving_at_95),
-            _setting(figures.setting_at_95),
-            _percent(figures.nested_cost_saving),
-            "–" if figures.nested_quality is None or not single else f"{figures.nested_quality / single:.1%}",
-            style="bold" if name.startswith("learned") else None,
+        rows.append(
+            [
+                name,
+                "–" if figures.aiq is None else f"{figures.aiq:.4f}",
+                interval,
+                f"{figures.perf_gain:+.1%}",
+                percent(figures.cost_save),
+                f"{figures.quality:.4f}",
+                "–" if figures.cost is None else f"{1000 * figures.cost:.4g}",
+                percent(figures.cost_saving_at_95),
+                _setting(figures.setting_at_95),
+                percent(figures.nested_cost_saving),
+                "–"
+                if figures.nested_quality is None or not single
+                else f"{figures.nested_quality / single:.1%}",
+            ]
         )
+    return header, rows
+
+
+def novelty_cells(study: NoveltyStudy) -> Cells:
+    """The header and the rows of a table of what is flagged."""
+    header = ["rows", "like the training rows", "n", "flagged", "AUROC"]
+    rows = [
+        [
+            line.rows,
+            "yes" if line.familiar else "no",
+            f"{line.n:,}",
+            percent(line.flagged),
+            "" if line.auc is None else f"{line.auc:.3f}",
+        ]
+        for line in study.lines
+    ]
+    return header, rows
+
+
+def routed_cells(study: NoveltyStudy) -> Cells:
+    """The header and the rows of a table of rows of another kind, routed."""
+    header = ["rows", "how", "strong calls", "quality", "of strong", "random: strong calls", "APGR"]
+    rows = [
+        [
+            *(f"{one.rows}, n = {one.n:,}", how),
+            *(percent(at.strong_share), f"{at.quality:.4f}"),
+            f"{at.quality / one.strong_quality:.1%}" if one.strong_quality else "–",
+            *(percent(at.random_share), "–" if at.apgr is None else f"{at.apgr:.3f}"),
+        ]
+        for one in study.routed
+        for how, at in (("as scored", one.plain), ("flagged to strong", one.flagged_to_strong))
+    ]
+    return header, rows
+
+
+def _rich(
+    title: str, header: list[str], rows: list[list[str]], caption: str | None = None, text: int = 1
+) -> Table:
+    """``text`` columns at the left, figures after them; the learned router's rows stand out."""
+    table = Table(title=title, title_justify="left", caption=caption, caption_justify="left")
+    for i, name in enumerate(header):
+        table.add_column(name, justify="left" if i < text else "right")
+    for row in rows:
+        table.add_row(*row, style="bold" if row[0].startswith("learned") else None)
     return table
 
 
+def _markdown(header: list[str], rows: list[list[str]], text: int = 1) -> list[str]:
+    lines = ["| " + " | ".join(header) + " |"]
+    lines.append("|" + " --- |" * text + " ---: |" * (len(header) - text))
+    lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
+    return [*lines, ""]
+
+
 def benchmark_tables(result: Benchmark) -> list[Table]:
-    """One table a set of rows."""
+    """One table a set of rows, what it says above it."""
     tables = []
     for found in result.tables:
-        header, rows = benchmark_cells(found)
-        table = Table(
-            title=f"{found.title}: {_about(found)}",
-            title_justify="left",
-            caption=_calibration(found),
-            caption_justify="left",
-        )
-        for i, name in enumerate(header):
-            table.add_column(name, justify="left" if i < 2 else "right")
-        for row in rows:
-            table.add_row(*row, style="bold" if row[0] == "learned" else None)
-        tables.append(table)
+        tables.append(_rich(f"{found.title}: {_about(found)}", *benchmark_cells(found), says(found), text=2))
+        if found.name in CALIBRATED:
+            tables.append(calibration_table(found.calibration, found.title))
     for steps in result.steps:
-        header, rows = step_cells(steps)
-        table = Table(title=f"{steps.title}: {_about_steps(steps)}", title_justify="left")
-        for i, name in enumerate(header):
-            table.add_column(name, justify="left" if i < 2 else "right")
-        for row in rows:
-            table.add_row(*row)
-        tables.append(table)
+        title = f"{steps.title}: {_about_steps(steps)}"
+        tables.append(_rich(title, *step_cells(steps), says_steps(steps), text=2))
+    for study in result.studies:
+        tables += _study_tables(study)
     return tables
 
 
-def step_cells(table: StepTable) -> tuple[list[str], list[list[str]]]:
+def _study_tables(study: Study) -> list[Table]:
+    match study.found:
+        case GuaranteeStudy():
+            return [guarantee_table(study.found, study.title)]
+        case LadderReport():
+            return ladder_tables(study.found, study.title)
+        case NoveltyStudy():
+            return [
+                _rich(study.title, *novelty_cells(study.found), text=2),
+                *([_rich(study.title, *routed_cells(study.found), text=2)] if study.found.routed else []),
+            ]
+
+
+def step_cells(table: StepTable) -> Cells:
     """The header and the rows of a table of agent steps."""
     header = ["method", "trained on", "steps exact", "sufficient", "runs sufficient", "$ a run", "$ saved"]
     rows = [
         [
-            *(name, trained_on, _percent(f.exact), _percent(f.sufficient), _percent(f.runs_sufficient)),
-            *(f"{f.cost:.4f}", _percent(f.cost_saving)),
+            *(name, trained_on, percent(f.exact), percent(f.sufficient), percent(f.runs_sufficient)),
+            *(f"{f.cost:.4f}", percent(f.cost_saving)),
         ]
         for name, trained_on, f in table.lines
     ]
@@ -177,11 +262,20 @@ def _about_steps(table: StepTable) -> str:
 
 
 def benchmark_markdown(result: Benchmark, command: str, picture: str = "") -> str:
-    """The report: how it was made, the picture, a table a set of rows, and what was skipped."""
+    """The report: what each table says, how it was made, the picture, a table a set of rows, and what was skipped."""
     settings = result.settings
     versions = ", ".join(f"{name} {value}" for name, value in settings["versions"].items())
+    said = [
+        *((table.title, says(table)) for table in result.tables),
+        *((table.title, says_steps(table)) for table in result.steps),
+        *((study.title, says_study(study)) for study in result.studies),
+    ]
     lines = [
         "# Benchmark",
+        "",
+        *(f"- **{title}**: {words}" for title, words in said),
+        "",
+        "## How it was made",
         "",
         f"    {command}",
         "",
@@ -191,40 +285,80 @@ def benchmark_markdown(result: Benchmark, command: str, picture: str = "") -> st
         "",
         "All methods are measured on the same rows of the same folds. APGR, CPT50 and CPT80 are RouteLLM's "
         "(arXiv 2406.18665), means over runs, ± their standard deviation; equal scores are ordered at random. The interval "
-        "is a 95 % bootstrap over groups of near-duplicate prompts (cosine ≥ .95), with each resample's own deciles as "
-        "thresholds. *Saved at 95 %* is what may be saved while quality stays at 95 % of strong's, the threshold picked "
-        "on the same rows; *nested* with it picked on the training rows, and the quality that gave. *Learned ahead* is "
+        "is a 95 % bootstrap over groups of near-duplicate prompts (cosine of the centred embeddings ≥ .95), with each "
+        "resample's own deciles as thresholds. *Saved at 95 %* is what may be saved while quality stays at 95 % of strong's, "
+        "the threshold picked on the same rows; *nested* with it picked on the training rows, the quality that gave, and "
+        "what a router without knowledge saves at that very quality. *Learned ahead* is "
         "APGR of the learned router minus the row's, over the same resamples: **bold** where the interval leaves out zero.",
         "",
     ]
     if picture:
         lines += [f"![quality against strong calls]({picture})", ""]
     for found in result.tables:
-        header, rows = benchmark_cells(found, mark="**")
-        lines += [
-            f"## {found.title}",
-            "",
-            f"{_about(found)}. Dataset `{found.digest[:12]}`, {found.seconds:.0f} s.",
-            "",
-        ]
-        lines += ["| " + " | ".join(header) + " |", "| --- | --- |" + " ---: |" * (len(header) - 2)]
-        lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
-        lines += ["", _calibration(found), ""]
+        lines += [f"## {found.title}", "", says(found), ""]
+        lines += [f"{_about(found)}. Dataset `{found.digest[:12]}`, {found.seconds:.0f} s.", ""]
+        lines += _markdown(*benchmark_cells(found, mark="**"), text=2)
+        if found.name in CALIBRATED:
+            lines += [says_calibration(found.calibration), ""]
+            lines += [*_markdown(*calibration_cells(found.calibration)), f"{_CALIBRATION}.", ""]
     for steps in result.steps:
-        header, rows = step_cells(steps)
-        lines += [f"## {steps.title}", "", f"{_about_steps(steps)}. Dataset `{steps.digest[:12]}`.", ""]
-        lines += ["| " + " | ".join(header) + " |", "| --- | --- |" + " ---: |" * (len(header) - 2)]
-        lines += ["| " + " | ".join(row) + " |" for row in rows] + [""]
+        lines += [f"## {steps.title}", "", says_steps(steps), ""]
+        lines += [f"{_about_steps(steps)}. Dataset `{steps.digest[:12]}`.", ""]
+        lines += _markdown(*step_cells(steps), text=2)
+    for study in result.studies:
+        lines += [f"## {study.title}", "", says_study(study), "", *_study_lines(study)]
     lines += [f"Skipped: {name}: {why}." for name, why in result.skipped.items()]
     return "\n".join(lines).rstrip() + "\n"
 
 
-def benchmark_cells(table: BenchmarkTable, mark: str = "") -> tuple[list[str], list[list[str]]]:
+def _study_lines(study: Study) -> list[str]:
+    about = f"Trained on {study.trained_on}. Dataset `{study.digest[:12]}`, {study.seconds:.0f} s."
+    found = study.found
+    match found:
+        case GuaranteeStudy():
+            told = (
+                f"{found.n:,} rows in {found.groups:,} groups, {found.splits} random halves, {found.calibration:,} groups "
+                f"to choose on, {100 * found.confidence:g} % confidence. {_guarantee_caption(found)}."
+            )
+            return [told, "", about, "", *_markdown(*guarantee_cells(found), text=0)]
+        case LadderReport():
+            told = (
+                "AIQ is RouterBench's area under the hull over the range of cost; PerfGain and CostSave are LLMRouterBench's, "
+                "beside the best single model; *saved @95 %* is of its dollars at 95 % of its quality, *nested* with the "
+                "setting picked on other folds, and the share of its quality that gave. *zero* is the best random mix of single "
+                "models, *learned* takes the cheapest model within a loss of quality, *learned_value* the best quality less "
+                "λ × cost, *pair* routes between two models alone. Settings are picked on the same rows but where nested."
+            )
+            return [
+                f"{_about_ladder(found, 'All rows')}.",
+                "",
+                about,
+                "",
+                *_markdown(*ladder_cells(found)),
+                told,
+                "",
+            ]
+        case NoveltyStudy():
+            told = (
+                "*Flagged* is the share of rows beyond the cut of every training source. Rows like the training rows were held "
+                "out of arrays and cuts alike. AUROC: the chance that such a row is more novel than a held-out one."
+            )
+            lines = [about, "", *_markdown(*novelty_cells(found), text=2), told, ""]
+            if found.routed:
+                lines += [
+                    "Routed at the bundle's own threshold; *random* is what a router without knowledge needs for that quality.",
+                    "",
+                    *_markdown(*routed_cells(found), text=2),
+                ]
+            return lines
+
+
+def benchmark_cells(table: BenchmarkTable, mark: str = "") -> Cells:
     """The header and the rows of a table; a difference whose interval leaves out zero is marked, or has a star."""
     run = [line.figures for line in table.lines if line.figures is not None]
     dollars = any(figures.cost_saving_at_95 is not None for figures in run)
     header = ["method", "trained on", "APGR", "95 % interval", "CPT50", "CPT80", "calls saved at 95 %"]
-    header += ["$ saved"] * dollars + ["nested: calls saved", "quality"]
+    header += ["$ saved"] * dollars + ["nested: calls saved", "random's there", "quality"]
     header += ["nested: $ saved"] * dollars + ["learned ahead"]
     rows = []
     for line in table.lines:
@@ -233,20 +367,32 @@ def benchmark_cells(table: BenchmarkTable, mark: str = "") -> tuple[list[str], l
             continue
         f = line.figures
         nested = f.nested_strong_share_at_95
-        cells = [line.method, line.trained_on, *_cells(f)[:4], _percent(f.call_saving_at_95)]
-        cells += [_percent(f.cost_saving_at_95)] * dollars
+        cells = [line.method, line.trained_on, *_cells(f)[:4], percent(f.call_saving_at_95)]
+        cells += [percent(f.cost_saving_at_95)] * dollars
         cells += (
-            ["–", "–"]
+            ["–", "–", "–"]
             if nested is None
-            else [_percent(1.0 - nested), _ratio(f.nested_quality, table.strong_quality)]
+            else [
+                percent(1.0 - nested),
+                percent(_random_saves(table, f.nested_quality)),
+                _ratio(f.nested_quality, table.strong_quality),
+            ]
         )
-        cells += [_percent(f.nested_cost_saving)] * dollars
+        cells += [percent(f.nested_cost_saving)] * dollars
         rows.append([*cells, _ahead(line, mark)])
     for row in table.published:
         figures = [f"{row.apgr:.3f}", "", *("–" if x is None else f"{x:.1f}" for x in (row.cpt50, row.cpt80))]
         about = [f"{row.method} (published, not run)", f"{row.trained_on}; {row.source}"]
         rows.append([*about, *figures, *[""] * (len(header) - 6)])
     return header, rows
+
+
+def _random_saves(table: BenchmarkTable, quality: float | None) -> float | None:
+    """Share of calls that a router without knowledge saves at a mean quality: it lies on a straight line."""
+    gap = table.strong_quality - table.weak_quality
+    if quality is None or gap <= 0.0:
+        return None
+    return min(max((table.strong_quality - quality) / gap, 0.0), 1.0)
 
 
 def _ahead(line: Line, mark: str) -> str:
@@ -269,13 +415,6 @@ def _about(table: BenchmarkTable) -> str:
         f"n = {table.n:,} in {table.groups:,} groups ({table.merged:,} rows merged as near-duplicates), {runs}; "
         f"{table.weak} {table.weak_quality:.4f}, {table.strong} {table.strong_quality:.4f}, gain {_spread(table.gain)}; "
         f"random saves {1.0 - table.random_share_at_95:.1%} of calls at 95 %"
-    )
-
-
-def _calibration(table: BenchmarkTable) -> str:
-    return "learned, held out: " + "; ".join(
-        f"{head} ECE {f['ece']:.3f}, Brier {f['brier']:.4f} (base rate {f['base_brier']:.4f}), AUC {_number(f['auc'], 3)}"
-        for head, f in table.calibration.items()
     )
 
 
@@ -314,9 +453,9 @@ def _table(report: Report, title: str) -> Table:
     for name, figures in report.methods.items():
         cells = [name, *_cells(figures)]
         if nested:
-            cells += [_percent(figures.nested_strong_share_at_95), _ratio(figures.nested_quality, strong)]
+            cells += [percent(figures.nested_strong_share_at_95), _ratio(figures.nested_quality, strong)]
         if dollars:
-            cells.append(_percent(figures.cost_saving_at_95))
+            cells.append(percent(figures.cost_saving_at_95))
         table.add_row(*cells, style="bold" if name == "learned" else None)
     return table
 
@@ -329,7 +468,7 @@ def _cells(figures: MethodFigures) -> list[str]:
         "–" if math.isnan(low) else f"{low:.3f} – {high:.3f}",
         _number(figures.cpt50, 1),
         _number(figures.cpt80, 1),
-        _percent(figures.strong_share_at_95),
+        percent(figures.strong_share_at_95),
     ]
 
 
@@ -339,11 +478,6 @@ def _number(value: float, digits: int) -> str:
 
 def _setting(value: float | None) -> str:
     return "–" if value is None or math.isnan(value) else f"{value:.4g}"
-
-
-def _percent(value: float | None) -> str:
-    # Without the rounding what is zero but for the last bit would bear a sign.
-    return "–" if value is None or math.isnan(value) else f"{round(value, 9) + 0.0:.1%}"
 
 
 def _ratio(quality: float | None, strong: float) -> str:
