@@ -12,6 +12,8 @@ from matplotlib.figure import Figure
 from numpy.typing import ArrayLike, NDArray
 
 from router.errors import UsageError
+from training.guarantee_study import GuaranteeStudy
+from training.ladder import LadderReport
 from training.metrics import QUALITY_BAR, Calibration, CalibrationFigures, Curve, full_curve, oracle_scores
 from training.threshold import ChosenThreshold
 
@@ -146,9 +148,9 @@ def _check_suffix(path: Path) -> None:
         raise UsageError(f"{path}: a plot is written as {', '.join(SUFFIXES)}")
 
 
-def _save(figure: Figure, path: Path) -> None:
+def _save(figure: Figure, path: Path, dpi: int = 160) -> None:
     try:
-        figure.savefig(path, dpi=160)
+        figure.savefig(path, dpi=dpi)
     except OSError as error:
         raise UsageError(f"{path}: cannot be written ({error.strerror})") from None
 
@@ -251,31 +253,39 @@ _METHOD_STYLES = MappingProxyType(
 )
 
 
-def plot_methods(path: Path, panels: Sequence[tuple[str, Mapping[str, NDArray[np.float64]]]]) -> None:
-    """Quality against strong calls, a panel a dataset, a line a method with a band of its spread over runs.
+Curves = Mapping[str, NDArray[np.float64]]
 
-    Parameters
-    ----------
-    path : Path
-        PNG, SVG or PDF by suffix.
-    panels : sequence of (title, curves)
-        A curve is a method's mean quality and its standard deviation at even strong shares, shape (2, points).
+
+def plot_methods(path: Path, panels: Sequence[tuple[str, Curves]]) -> None:
+    """Draw :func:`methods_figure` into a file, its format told by the suffix: PNG, SVG or PDF.
 
     Raises
     ------
     UsageError
         The suffix is another one, or the file cannot be written.
     """
-    if path.suffix.lower() not in SUFFIXES:
-        raise UsageError(f"{path}: a plot is written as {', '.join(SUFFIXES)}")
-    columns = min(3, len(panels))
-    rows = -(-len(panels) // columns)
-    figure = Figure(figsize=(5.4 * columns, 4.0 * rows + 0.9), layout="constrained", facecolor="white")
-    grid = figure.subplots(rows, columns, squeeze=False).ravel()
+    _check_suffix(path)
+    _save(methods_figure(panels), path, dpi=130)
+
+
+def methods_figure(panels: Sequence[tuple[str, Curves]]) -> Figure:
+    """Quality against strong calls, a panel a dataset, a line a method with a band of its spread over runs.
+
+    Parameters
+    ----------
+    panels : sequence of (title, curves)
+        A curve is a method's mean quality and its standard deviation at even strong shares, shape (2, points).
+
+    Returns
+    -------
+    Figure
+        Bound to no window and to no global state of pyplot.
+    """
+    figure, grid = _panels(len(panels))
     lines: dict[str, Any] = {}
-    for axes, (title, curves) in zip(grid, panels, strict=False):
+    for axes, (title, curves) in zip(grid, panels, strict=True):
         for name, (mean, spread) in curves.items():
-            style: dict[str, Any] = {**_METHOD_STYLES.get(name, {"color": _GREY})}
+            style = _style(name)
             share = np.linspace(0.0, 100.0, len(mean))
             (line,) = axes.plot(share, mean, label=name, **style)
             lines.setdefault(name, line)
@@ -285,16 +295,165 @@ def plot_methods(path: Path, panels: Sequence[tuple[str, Mapping[str, NDArray[np
         strong = next(iter(curves.values()))[0, -1]
         bar = axes.axhline(QUALITY_BAR * strong, color=_LIGHT, linewidth=1.4, zorder=0)
         lines.setdefault(f"{QUALITY_BAR:.0%} of strong's quality", bar)
-        axes.set_title(title, fontsize=11, color=_INK, parse_math=False)
-        axes.set_xlabel("strong calls (%)", fontsize=10, color=_INK)
-        axes.set_ylabel("mean quality", fontsize=10, color=_INK)
-        axes.tick_params(labelsize=9, colors=_INK)
-        axes.grid(color=_LIGHT, linewidth=0.6)
-        axes.set_axisbelow(True)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.margins(x=0.02)
-    for axes in grid[len(panels) :]:
+        _dress(axes, title, "strong calls (%)", "mean quality")
+    _legend(figure, lines, len(panels))
+    return figure
+
+
+def few_rows_figure(points: Mapping[str, Sequence[tuple[int, float, float]]], *, title: str = "") -> Figure:
+    """APGR against training rows on a logarithmic scale, a line a method.
+
+    Parameters
+    ----------
+    points : mapping of str to sequence of (rows, APGR, standard deviation over draws)
+
+    Returns
+    -------
+    Figure
+        Bound to no window and to no global state of pyplot.
+    """
+    figure = Figure(figsize=(7.6, 4.6), layout="constrained", facecolor="white")
+    axes = figure.add_subplot()
+    lines = {}
+    ticks: set[int] = set()
+    for name, found in points.items():
+        rows, mean, spread = np.array(sorted(found), dtype=np.float64).T
+        style = _style(name)
+        (lines[name],) = axes.plot(rows, mean, marker="o", markersize=4, **style)
+        axes.fill_between(rows, mean - spread, mean + spread, color=style["color"], alpha=0.15, linewidth=0)
+        ticks |= {row for row, _, _ in found}
+    lines["random"] = axes.axhline(0.5, **_style("random"))
+    axes.set_xscale("log")
+    axes.set_xticks(sorted(ticks), [f"{row:,}" for row in sorted(ticks)])
+    axes.minorticks_off()
+    _dress(axes, title, "training rows", "APGR")
+    figure.legend(lines.values(), lines.keys(), loc="outside right center", frameon=False, fontsize=10)
+    return figure
+
+
+def guarantee_figure(studies: Mapping[str, GuaranteeStudy]) -> Figure:
+    """Above, calls saved against the quality that may be lost; below, how often the threshold breaks it: a column a study.
+
+    A band is the standard deviation over splits; breaks are those on the population, which a promise is about.
+
+    Returns
+    -------
+    Figure
+        Bound to no window and to no global state of pyplot.
+    """
+    figure = Figure(figsize=(4.6 * len(studies), 6.4), layout="constrained", facecolor="white")
+    grid = figure.subplots(2, len(studies), squeeze=False, sharex="col", height_ratios=(3, 2))
+    lines: dict[str, Any] = {}
+    for (top, bottom), (title, study) in zip(grid.T, studies.items(), strict=True):
+        loss = 100.0 * np.array([at.loss for at in study.losses])
+        for name, rules, color in (
+            ("promised", [at.promised for at in study.losses], _BLUE),
+            ("tuned", [at.tuned for at in study.losses], _VERMILION),
+        ):
+            saving = 100.0 * np.array([of.saving for of in rules])
+            spread = 100.0 * np.array([of.saving_sd for of in rules])
+            (lines[name],) = top.plot(loss, saving, marker="o", markersize=5, color=color, linewidth=2.0)
+            top.fill_between(loss, saving - spread, saving + spread, color=color, alpha=0.15, linewidth=0)
+            broken = 100.0 * np.array([of.broken_population for of in rules])
+            bottom.plot(loss, broken, marker="o", markersize=5, color=color, linewidth=2.0)
+        chance = 100.0 * np.array([at.random_saving for at in study.losses])
+        (lines["random"],) = top.plot(loss, chance, marker="o", markersize=4, **_style("random"))
+        allowed = 100.0 * (1.0 - study.confidence)
+        lines[f"{allowed:.3g} % promised"] = bottom.axhline(
+            allowed, color=_INK, linewidth=1.2, linestyle="--"
+        )
+        bottom.set_ylim(-3.0, 103.0)
+        bottom.set_xticks(loss)
+        _dress(top, title, "", "strong calls saved (%)")
+        _dress(bottom, "", "quality that may be lost (%)", "broken (% of draws)")
+    _legend(figure, lines, len(studies))
+    return figure
+
+
+# The routers of a ladder; single targets are points of their own.
+_LADDER_STYLES = MappingProxyType(
+    {
+        "learned": {"color": _BLUE, "linewidth": 2.6, "zorder": 5},
+        "learned_value": {"color": "#56B4E9", "linewidth": 2.0, "zorder": 5},
+        "knn": {"color": _GREEN, "linewidth": 1.5},
+        "clusters": {"color": "#CC79A7", "linewidth": 1.5},
+        "pair": {"color": _VERMILION, "linewidth": 1.5},
+        "zero": {"color": _GREY, "linewidth": 1.4, "linestyle": (0, (1, 1.5))},
+        "oracle": {"color": _INK, "linewidth": 1.4, "linestyle": (0, (5, 1.5))},
+    }
+)
+
+
+def ladder_figure(report: LadderReport, *, title: str = "") -> Figure:
+    """Quality against cost: the single targets as points, each router as the hull of its settings.
+
+    The random mixes of the targets are the dotted line ``zero``: what needs no look at the prompt.
+
+    Returns
+    -------
+    Figure
+        Bound to no window and to no global state of pyplot.
+
+    Raises
+    ------
+    UsageError
+        The targets' costs are not known.
+    """
+    if report.mean_cost is None:
+        raise UsageError("a plane of cost and quality needs the costs of all targets, and no row has them")
+    figure = Figure(figsize=(8.4, 5.6), layout="constrained", facecolor="white")
+    axes = figure.add_subplot()
+    lines: dict[str, Any] = {}
+    for name, style in _LADDER_STYLES.items():
+        if name in report.methods and report.methods[name].hull:
+            cost, quality = np.array(report.methods[name].hull).T
+            look: dict[str, Any] = dict(style)
+            (lines[name],) = axes.plot(1000.0 * cost, quality, marker=".", **look)
+    costs = 1000.0 * np.array(report.mean_cost)
+    (lines["one target"],) = axes.plot(costs, report.mean_quality, "o", color=_INK, markersize=6, zorder=6)
+    best = report.targets.index(report.best_single)
+    bar = axes.axhline(QUALITY_BAR * report.mean_quality[best], color=_LIGHT, linewidth=1.6, zorder=0)
+    lines[f"{QUALITY_BAR:.0%} of the best target's quality"] = bar
+    axes.set_xscale("log")
+    for target, cost, quality in zip(report.targets, costs, report.mean_quality, strict=True):
+        axes.annotate(
+            target.split("/")[-1], (cost, quality), (5, -4), textcoords="offset points", va="top",
+            fontsize=8, color=_INK, parse_math=False, zorder=7, bbox={**_BOX, "pad": 0.1, "alpha": 0.6},
+        )  # fmt: skip
+    _dress(axes, title, "US dollars per 1,000 requests (logarithmic)", "mean quality")
+    axes.margins(x=0.08)
+    _legend(figure, lines, 2)
+    return figure
+
+
+def _style(name: str) -> dict[str, Any]:
+    return dict(_METHOD_STYLES.get(name, {"color": _GREY}))
+
+
+def _panels(count: int) -> tuple[Figure, Sequence[Any]]:
+    """A figure of so many axes, at most three in a row."""
+    columns = min(3, count)
+    rows = -(-count // columns)
+    figure = Figure(figsize=(5.4 * columns, 4.0 * rows + 0.9), layout="constrained", facecolor="white")
+    grid = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axes in grid[count:]:
         axes.set_visible(False)
+    return figure, list(grid[:count])
+
+
+def _dress(axes: Any, title: str, x: str, y: str) -> None:
+    axes.set_title(title, fontsize=11, color=_INK, parse_math=False)
+    axes.set_xlabel(x, fontsize=10, color=_INK)
+    axes.set_ylabel(y, fontsize=10, color=_INK)
+    axes.tick_params(labelsize=9, colors=_INK)
+    axes.grid(color=_LIGHT, linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.margins(x=0.02)
+
+
+def _legend(figure: Figure, lines: Mapping[str, Any], columns: int) -> None:
+    """Above all panels, where it hides no line."""
     figure.legend(
         lines.values(),
         lines.keys(),
@@ -303,10 +462,6 @@ def plot_methods(path: Path, panels: Sequence[tuple[str, Mapping[str, NDArray[np
         frameon=False,
         fontsize=10,
     )
-    try:
-        figure.savefig(path, dpi=130)
-    except OSError as error:
-        raise UsageError(f"{path}: cannot be written ({error.strerror})") from None
 
 
 def _position(curve: Curve, x: XAxis) -> NDArray[np.float64]:
