@@ -33,8 +33,6 @@ from training.dataset import Dataset, load_dataset, split_folds, write_dataset
 from training.embeddings import cache_dir, near_duplicate_groups
 from training.estimator import QualityEstimator, source_weights
 from training.evaluation import learned_fold, pair_rows
-from training.guarantee_study import GuaranteeStudy, guarantee_study
-from training.ladder import LadderReport, crossval_targets
 from training.metrics import (
     Calibration,
     CalibrationFigures,
@@ -59,6 +57,16 @@ from training.records import read_records
 from training.sources import convert
 from training.sources.twinrouterbench import LADDER
 from training.steps import StepTable, StepTask, run_steps
+from training.studies import (
+    SPLITS,
+    STUDIES,
+    GroupedRows,
+    Study,
+    StudyTask,
+    guarantee_task,
+    ladder_task,
+    run_study,
+)
 from training.train import default_threshold, features_of
 
 Floats = NDArray[np.float64]
@@ -66,8 +74,6 @@ Rows = NDArray[np.intp]
 Mask = NDArray[np.bool_]
 
 FOLDS = 5
-# Random halves that promises are studied on.
-SPLITS = 200
 RESAMPLES = 1000
 # Equal scores are ordered at random: a method without folds is measured over at least this many orders.
 ORDERS = 10
@@ -280,40 +286,6 @@ class Table:
 
 
 @dataclass(frozen=True)
-class StudyTask:
-    """A question that is no comparison of methods on one pair.
-
-    Attributes
-    ----------
-    name, title, trained_on, digest : str
-    measure : callable
-        Given the processes it may use and what to tell its progress (done, of how many).
-    """
-
-    name: str
-    title: str
-    trained_on: str
-    digest: str
-    measure: Callable[[int, Callable[[int, int], None]], GuaranteeStudy | LadderReport | NoveltyStudy]
-
-
-@dataclass(frozen=True)
-class Study:
-    """What a :class:`StudyTask` found."""
-
-    name: str
-    title: str
-    trained_on: str
-    digest: str
-    found: GuaranteeStudy | LadderReport | NoveltyStudy
-    seconds: float = 0.0
-
-    def as_dict(self) -> dict[str, Any]:
-        """For ``--json``."""
-        return {**vars(self), "found": self.found.as_dict()}
-
-
-@dataclass(frozen=True)
 class Benchmark:
     """All tables of a run, what was skipped and why, and what it ran with."""
 
@@ -335,11 +307,6 @@ class Benchmark:
                 for kind, of in STUDIES.items()
             },
         }
-
-
-STUDIES: Mapping[str, type] = MappingProxyType(
-    {"guarantee": GuaranteeStudy, "ladder": LadderReport, "novelty": NoveltyStudy}
-)
 
 
 class Absent(Exception):
@@ -428,7 +395,7 @@ def benchmark_rows(
     features: Features,
     encoder: Encoder,
     *,
-    title: str = "",
+    title: str = "these rows",
     few: Sequence[int] = (),
     repeats: int = 1,
     seed: int = 0,
@@ -447,11 +414,17 @@ def benchmark_rows(
         The one that made them.
     few : sequence of int
         Numbers of training rows to draw beside cross-validation.
+    splits : int
+        Random halves that promises are studied on.
+
+    Notes
+    -----
+    The ladder, here of two targets, needs costs and is left out where no row has them.
     """
     began = time.monotonic()
     groups = _merged_groups(features, pair.groups)
     rows = (pair, features, groups)
-    tasks = [cross_validated("rows", title or "these rows", rows, repeats, seed)]
+    tasks = [cross_validated("rows", title, rows, repeats, seed)]
     tasks += [few_shot(f"rows-{n}", f"{title} from {n:,} rows", rows, n, repeats, seed) for n in few]
     tables = [
         table
@@ -460,13 +433,11 @@ def benchmark_rows(
             task, seed=seed, routers=(), resamples=resamples, jobs=jobs, encoder_hash=encoder.hash
         )
     ]
-    studies = [
-        run_study(task, jobs=jobs)
-        for task in (
-            guarantee_task("guarantee-rows", f"Promises on {title}", rows, encoder.hash, seed, splits),
-            ladder_task("ladder-rows", f"Ladder on {title}", rows, None, seed),
-        )
-    ]
+    score = partial(_out_of_fold, rows, encoder.hash, seed)
+    asked = [guarantee_task("guarantee-rows", f"Promises on {title}", rows, score, seed, splits)]
+    if np.isfinite(pair.cost).all(axis=1).any():
+        asked.append(ladder_task("ladder-rows", f"Ladder on {title}", rows, None, FOLDS, seed))
+    studies = [run_study(task, jobs=jobs) for task in asked]
     settings = _settings(encoder, repeats, seed, resamples) | {"seconds": time.monotonic() - began}
     return Benchmark(tuple(tables), {}, settings, (), tuple(studies))
 
@@ -484,18 +455,6 @@ def _settings(encoder: Encoder, repeats: int, seed: int, resamples: int) -> dict
             **{name: version(name) for name in ("numpy", "scikit-learn", "scipy", "litellm")},
         },
     }
-
-
-def run_study(
-    task: StudyTask,
-    *,
-    jobs: int = -1,
-    progress: Callable[[int, int], None] = lambda done, total: None,
-) -> Study:
-    """Measure, and tell how long it took."""
-    began = time.monotonic()
-    found = task.measure(jobs, progress)
-    return Study(task.name, task.title, task.trained_on, task.digest, found, time.monotonic() - began)
 
 
 def run(
@@ -890,9 +849,6 @@ class Material:
 
 
 Build = Callable[[Material, int, int], Iterator[Task | StepTask | StudyTask]]
-# Near-duplicates merged.
-PairRows = tuple[Dataset, Features, NDArray[np.str_]]
-
 SAMPLE = Path("data", "sample.jsonl")
 
 _MIXTRAL, _GPT4 = "mistralai/Mixtral-8x7B-Instruct-v0.1", "gpt-4-1106-preview"
@@ -1072,7 +1028,7 @@ class WholeFit:
     arrays: Mapping[str, NDArray[Any]]
 
 
-def whole_fit(rows: PairRows, encoder_hash: str, seed: int) -> WholeFit:
+def whole_fit(rows: GroupedRows, encoder_hash: str, seed: int) -> WholeFit:
     """Fit on all rows of a pair; kept on disk as the folds' scores are."""
     dataset, features, groups = rows
     key = hashlib.sha256(
@@ -1094,47 +1050,8 @@ def _fit_whole(
     return estimator.out_of_fold_.score, estimator.arrays_
 
 
-def guarantee_task(
-    name: str, title: str, rows: PairRows, encoder_hash: str, seed: int, splits: int = SPLITS
-) -> StudyTask:
-    """What promised thresholds cost and how often they break, on out-of-fold scores; near-duplicates count as one row."""
-    dataset, _, groups = rows
-
-    def measure(jobs: int, progress: Callable[[int, int], None]) -> GuaranteeStudy:
-        done = 0
-
-        def show() -> None:
-            nonlocal done
-            done += 1
-            progress(done, splits)
-
-        progress(0, splits)
-        score = whole_fit(rows, encoder_hash, seed).score
-        weak, strong = dataset.quality.T
-        return guarantee_study(score, weak, strong, groups, splits=splits, seed=seed, progress=show)
-
-    return StudyTask(name, title, f"{len(dataset):,} of these rows, out of fold", dataset.digest, measure)
-
-
-def ladder_task(name: str, title: str, rows: PairRows, pair: tuple[str, str] | None, seed: int) -> StudyTask:
-    """Routers over all targets of a dataset, cheapest first, by ``FOLDS`` folds."""
-    dataset, features, groups = rows
-
-    def measure(jobs: int, progress: Callable[[int, int], None]) -> LadderReport:
-        done = 0
-
-        def show() -> None:
-            nonlocal done
-            done += 1
-            progress(done, FOLDS)
-
-        progress(0, FOLDS)
-        return crossval_targets(
-            dataset, features, pair=pair, folds=FOLDS, groups=groups, seed=seed, jobs=jobs, progress=show
-        )
-
-    trained_on = f"{round(len(dataset) * (1 - 1 / FOLDS)):,} of these rows"
-    return StudyTask(name, title, trained_on, dataset.digest, measure)
+def _out_of_fold(rows: GroupedRows, encoder_hash: str, seed: int) -> Floats:
+    return whole_fit(rows, encoder_hash, seed).score
 
 
 def _guarantee(material: Material, repeats: int, seed: int) -> Iterator[StudyTask]:
@@ -1144,7 +1061,8 @@ def _guarantee(material: Material, repeats: int, seed: int) -> Iterator[StudyTas
         ("mixed", "MMLU and GSM8K together", _MMLU + _GSM8K),
     ):
         rows = material.pair(sources, _MIXTRAL, _GPT4)
-        yield guarantee_task(f"guarantee-{name}", f"Promises on {title}", rows, material.encoder.hash, seed)
+        score = partial(_out_of_fold, rows, material.encoder.hash, seed)
+        yield guarantee_task(f"guarantee-{name}", f"Promises on {title}", rows, score, seed)
 
 
 def _ladder(material: Material, repeats: int, seed: int) -> Iterator[StudyTask]:
@@ -1155,7 +1073,7 @@ def _ladder(material: Material, repeats: int, seed: int) -> Iterator[StudyTask]:
     features = material.features(dataset, place)
     rows = (dataset, features, _merged_groups(features, dataset.groups))
     title = f"RouterBench, {len(dataset.targets)} models"
-    yield ladder_task("ladder-routerbench", title, rows, ("mistralai/mixtral-8x7b-chat", _GPT4), seed)
+    yield ladder_task("ladder-routerbench", title, rows, ("mistralai/mixtral-8x7b-chat", _GPT4), FOLDS, seed)
 
 
 def _novelty(material: Material, repeats: int, seed: int) -> Iterator[StudyTask]:
@@ -1178,7 +1096,7 @@ def _novelty(material: Material, repeats: int, seed: int) -> Iterator[StudyTask]
 
 def _measure_novelty(
     material: Material,
-    rows: PairRows,
+    rows: GroupedRows,
     sample: tuple[Path, frozenset[str]] | None,
     by_domain: bool,
     seed: int,
@@ -1188,15 +1106,21 @@ def _measure_novelty(
     dataset, features, groups = rows
     others: dict[str, Features] = {}
 
+    seen = prompt_hashes(dataset.prompts)
+
+    def fresh(found: Dataset, known: Features) -> tuple[Dataset, Features]:
+        rows = np.flatnonzero(~np.isin(prompt_hashes(found.prompts), seen))
+        return found.select(rows), known.take(rows)
+
     def add(name: str, found: Dataset, known: Features) -> None:
-        fresh = np.flatnonzero(~np.isin(prompt_hashes(found.prompts), prompt_hashes(dataset.prompts)))
-        if len(fresh):
-            others[name] = known.take(fresh)
+        if len(left := fresh(found, known)[1]):
+            others[name] = left
 
     parts = {}
     for name, one in (("MMLU", _MMLU), ("GSM8K", _GSM8K), ("MT-Bench", _MTBENCH)):
-        if one[0][0] not in dataset.sources:
-            add(name, *material.pair(one, _MIXTRAL, _GPT4)[:2])
+        with suppress(Absent):
+            if one[0][0] not in dataset.sources:
+                add(name, *material.pair(one, _MIXTRAL, _GPT4)[:2])
     if sample is not None:
         path, foreign = sample
         if (here := np.isin(dataset.ids, list(foreign))).any():
@@ -1212,7 +1136,7 @@ def _measure_novelty(
         strong, weak = load_dataset([material.convert("alpacaeval", place)]).targets
         found, known, _ = material.pair((("alpacaeval", place),), weak, strong)
         add("AlpacaEval", found, known)
-        routed["AlpacaEval"] = (found, known)
+        routed["AlpacaEval"] = fresh(found, known)
     for name, source in (
         ("RouterBench", "routerbench"),
         ("UncommonRoute", "uncommonroute"),

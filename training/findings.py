@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 
-from training.benchmark import Study, Table
+from training.benchmark import Table
 from training.guarantee_study import GuaranteeStudy
 from training.ladder import LadderReport
 from training.metrics import Calibration, Interval
 from training.novelty_study import NoveltyStudy
 from training.steps import StepTable
+from training.studies import Study
 
 # The allowed loss that is told of.
 LOSS = 0.05

@@ -81,6 +81,14 @@ class LadderReport:
     by_source: Mapping[str, LadderReport] = field(default_factory=dict)
     seen: int = 0
 
+    def random_saving(self, quality: float) -> float | None:
+        """Share of the best single target's dollars that the best random mix of targets saves at a mean quality."""
+        if self.mean_cost is None:
+            return None
+        return _mixed_saving(
+            self.methods["zero"], self.mean_cost[self.targets.index(self.best_single)], quality
+        )
+
     def as_dict(self) -> dict[str, Any]:
         """For ``--json``."""
         fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
@@ -431,7 +439,11 @@ def _report(rows: Dataset, methods: Mapping[str, LadderFigures], singles: Single
         name: sweep_figures(sweep, singles, groups=rows.groups, seed=seed)
         for name, sweep in untrained.items()
     }
-    figures["zero"] = _mixed(figures["zero"], singles)
+    if means is not None:
+        bar = QUALITY_BAR * float(singles.quality.mean(axis=0)[singles.best])
+        # A mix is no target alone, which is what the sweep holds.
+        saving = _mixed_saving(figures["zero"], float(means[singles.best]), bar)
+        figures["zero"] = dataclasses.replace(figures["zero"], cost_saving_at_95=saving)
     return LadderReport(
         n=n,
         incomplete=0,
@@ -443,13 +455,12 @@ def _report(rows: Dataset, methods: Mapping[str, LadderFigures], singles: Single
     )
 
 
-def _mixed(zero: LadderFigures, singles: Singles) -> LadderFigures:
-    """The dollars that the best random mix saves at the bar: a point of its hull, not a target alone."""
-    if zero.hull is None or (means := singles.mean_cost) is None or means[singles.best] <= 0.0:
-        return zero
-    cost, quality = np.array(zero.hull).T
-    spent = np.interp(QUALITY_BAR * float(singles.quality.mean(axis=0)[singles.best]), quality, cost)
-    return dataclasses.replace(zero, cost_saving_at_95=1.0 - float(spent / means[singles.best]))
+def _mixed_saving(zero: LadderFigures, single_cost: float, quality: float) -> float | None:
+    """Share of a cost that the best random mix of targets saves at a quality: it lies on the hull of the targets."""
+    if zero.hull is None or single_cost <= 0.0:
+        return None
+    cost, reached = np.array(zero.hull).T
+    return 1.0 - float(np.interp(quality, reached, cost)) / single_cost
 
 
 def _cheapest_best(quality: Floats, cost: Floats | None) -> Choices:

@@ -726,20 +726,24 @@ def aiq(cost: ArrayLike, quality: ArrayLike) -> float:
     width = float(np.ptp(cost))
     if width == 0.0:
         return math.nan
+    hull = upper_hull(cost, quality)
+    x, y = np.array([*hull, (float(cost.max()), hull[-1][1])]).T
+    return float(np.trapezoid(y, x)) / width
+
+
+def upper_hull(cost: ArrayLike, quality: ArrayLike) -> list[tuple[float, float]]:
+    """Corners (cost, quality) of the non-decreasing concave hull over points of the shape (points,), both rising."""
+    cost, quality, _ = _rows(cost, quality, quality)
     hull: list[tuple[float, float]] = []
-    best = -math.inf
     # By cost, the better first where costs are equal: a point no better than a cheaper one is off the hull.
     for i in np.lexsort((-quality, cost)):
         x, y = float(cost[i]), float(quality[i])
-        if y <= best:
+        if hull and y <= hull[-1][1]:
             continue
-        best = y
         while len(hull) > 1 and _above(hull[-2], hull[-1], (x, y)):
             hull.pop()
         hull.append((x, y))
-    hull.append((float(cost.max()), best))
-    x, y = np.array(hull).T
-    return float(np.trapezoid(y, x)) / width
+    return hull
 
 
 def perf_gain(quality: ArrayLike, single: float) -> float:

@@ -60,8 +60,8 @@ class Served:
 
     Attributes
     ----------
-    random_share : float
-        Strong calls that a router without knowledge needs for the same quality.
+    random_share : float or None
+        Strong calls that a router without knowledge needs for the same quality; None where always-strong has less.
     apgr : float or None
     """
 

@@ -280,7 +280,14 @@ def methods_figure(panels: Sequence[tuple[str, Curves]]) -> Figure:
     -------
     Figure
         Bound to no window and to no global state of pyplot.
+
+    Raises
+    ------
+    UsageError
+        There are no panels.
     """
+    if not panels:
+        raise UsageError("there is no curve to draw")
     figure, grid = _panels(len(panels))
     lines: dict[str, Any] = {}
     for axes, (title, curves) in zip(grid, panels, strict=True):
@@ -340,7 +347,14 @@ def guarantee_figure(studies: Mapping[str, GuaranteeStudy]) -> Figure:
     -------
     Figure
         Bound to no window and to no global state of pyplot.
+
+    Raises
+    ------
+    UsageError
+        There are no studies.
     """
+    if not studies:
+        raise UsageError("there is no study of promises to draw")
     figure = Figure(figsize=(4.6 * len(studies), 6.4), layout="constrained", facecolor="white")
     grid = figure.subplots(2, len(studies), squeeze=False, sharex="col", height_ratios=(3, 2))
     lines: dict[str, Any] = {}
@@ -359,7 +373,7 @@ def guarantee_figure(studies: Mapping[str, GuaranteeStudy]) -> Figure:
         chance = 100.0 * np.array([at.random_saving for at in study.losses])
         (lines["random"],) = top.plot(loss, chance, marker="o", markersize=4, **_style("random"))
         allowed = 100.0 * (1.0 - study.confidence)
-        lines[f"{allowed:.3g} % promised"] = bottom.axhline(
+        lines[f"at most {allowed:.3g} % are promised"] = bottom.axhline(
             allowed, color=_INK, linewidth=1.2, linestyle="--"
         )
         bottom.set_ylim(-3.0, 103.0)
@@ -408,7 +422,9 @@ def ladder_figure(report: LadderReport, *, title: str = "") -> Figure:
         if name in report.methods and report.methods[name].hull:
             cost, quality = np.array(report.methods[name].hull).T
             look: dict[str, Any] = dict(style)
-            (lines[name],) = axes.plot(1000.0 * cost, quality, marker=".", **look)
+            # Between its corners a hull is straight in dollars, which a logarithmic axis bends.
+            along = np.geomspace(cost[0], cost[-1], _POINTS) if cost[0] > 0.0 else cost
+            (lines[name],) = axes.plot(1000.0 * along, np.interp(along, cost, quality), **look)
     costs = 1000.0 * np.array(report.mean_cost)
     (lines["one target"],) = axes.plot(costs, report.mean_quality, "o", color=_INK, markersize=6, zorder=6)
     best = report.targets.index(report.best_single)

@@ -31,7 +31,7 @@ class Results:
     calibration : mapping of str to Calibration
         Of the same comparisons' learned router.
     few_rows : mapping of str to mapping of str to sequence of (rows, APGR, standard deviation)
-        Of each dataset that was learned from few rows too, by its name, and of each fitted method.
+        Of each comparison that was also learned from few rows, and of each fitted method.
     guarantees : mapping of str to GuaranteeStudy
     ladders : mapping of str to LadderReport
     """
@@ -79,20 +79,23 @@ def results_of(found: Mapping[str, Any]) -> Results:
 def _few_rows(
     tables: Sequence[Mapping[str, Any]],
 ) -> dict[str, dict[str, list[tuple[int, float, float]]]]:
-    """Tables named ``<name>-<rows>`` beside ``<name>`` itself, where these are."""
-    points: dict[str, dict[str, list[tuple[int, float, float]]]] = {}
+    """Of the tables named ``<name>-<rows>`` and of ``<name>`` itself, under its title."""
+    by_name = {table["name"]: table for table in tables}
+    families: dict[str, list[Mapping[str, Any]]] = {}
     for table in tables:
         name, _, rows = table["name"].rpartition("-")
-        if not rows.isdecimal():
-            continue
-        for whole in (table, *(other for other in tables if other["name"] == name)):
-            for method, line in whole["methods"].items():
-                if method not in (*FITTED, "average") or line.get("apgr") is None:
-                    continue  # learns from no rows, or there is no gap to recover
-                point = (whole["train_rows"], line["apgr"], line["apgr_sd"] or 0.0)
-                of = points.setdefault(name, {}).setdefault(method, [])
-                if point not in of:
-                    of.append(point)
+        if rows.isdecimal():
+            families.setdefault(name, [by_name[name]] if name in by_name else []).append(table)
+    points: dict[str, dict[str, list[tuple[int, float, float]]]] = {}
+    for name, family in families.items():
+        of = points.setdefault(by_name[name]["title"] if name in by_name else name, {})
+        for table in family:
+            for method in (*FITTED, "average"):
+                line = table["methods"].get(method, {})
+                if line.get("apgr") is not None:  # there is a gap to recover
+                    of.setdefault(method, []).append(
+                        (table["train_rows"], line["apgr"], line["apgr_sd"] or 0.0)
+                    )
     return points
 
 

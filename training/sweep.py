@@ -19,7 +19,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from router.predictor import Prediction, choose_by_value
 from training.dataset import Dataset
-from training.metrics import QUALITY_BAR, ROUNDING, aiq, bootstrap_counts, cost_save, perf_gain
+from training.metrics import QUALITY_BAR, ROUNDING, aiq, bootstrap_counts, cost_save, perf_gain, upper_hull
 
 Floats = NDArray[np.float64]
 Choices = NDArray[np.intp]
@@ -234,25 +234,8 @@ def sweep_figures(
         else _known(cost_save(cost, quality, single_cost, QUALITY_BAR * single)),
         setting_at_95=None if bar is None else float(sweep.settings[bar]),
         shares_at_95=None if bar is None else shares(sweep.choice[bar], singles.quality.shape[1]),
-        hull=None if cost is None else upper_hull(cost, quality),
+        hull=None if cost is None else tuple(upper_hull(cost, quality)),
     )
-
-
-def upper_hull(cost: Floats, quality: Floats) -> tuple[tuple[float, float], ...]:
-    """Corners of the rising concave hull over points of the shape (points,), from the cheapest to the best."""
-    corners: list[tuple[float, float]] = []
-    # By cost, the better first where costs are equal.
-    for i in np.lexsort((-quality, cost)):
-        x, y = float(cost[i]), float(quality[i])
-        if corners and y <= corners[-1][1]:
-            continue
-        while len(corners) > 1:
-            (a, b), (c, d) = corners[-2:]
-            if (d - b) * (x - a) > (y - b) * (c - a):
-                break
-            corners.pop()
-        corners.append((x, y))
-    return tuple(corners)
 
 
 def chosen_setting(quality: Floats, wanted: float, cost: Floats | None) -> int | None:

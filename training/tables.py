@@ -6,7 +6,7 @@ import math
 
 from rich.table import Table
 
-from training.benchmark import Benchmark, Line, Study
+from training.benchmark import Benchmark, Line
 from training.benchmark import Table as BenchmarkTable
 from training.evaluation import Report
 from training.findings import percent, says, says_calibration, says_steps, says_study
@@ -15,6 +15,7 @@ from training.ladder import LadderReport
 from training.metrics import Calibration, Interval, MethodFigures
 from training.novelty_study import NoveltyStudy
 from training.steps import StepTable
+from training.studies import Study
 
 Cells = tuple[list[str], list[list[str]]]
 
@@ -137,7 +138,7 @@ def ladder_cells(report: LadderReport) -> Cells:
         "$ per 1,000",
         "$ saved @95 %",
     ]
-    header += ["setting", "nested", "quality"]
+    header += ["setting", "nested: $ saved", "zero there", "quality"]
     single = report.mean_quality[report.targets.index(report.best_single)]
     rows = []
     for name, figures in report.methods.items():
@@ -154,6 +155,9 @@ def ladder_cells(report: LadderReport) -> Cells:
                 percent(figures.cost_saving_at_95),
                 _setting(figures.setting_at_95),
                 percent(figures.nested_cost_saving),
+                "–"
+                if figures.nested_quality is None
+                else percent(report.random_saving(figures.nested_quality)),
                 "–"
                 if figures.nested_quality is None or not single
                 else f"{figures.nested_quality / single:.1%}",
