@@ -20,6 +20,7 @@ ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 TUNE = ROOT / "notebooks" / "01_tune_threshold.ipynb"
 LABELS = ROOT / "notebooks" / "02_own_labels.ipynb"
+BENCHMARK = ROOT / "notebooks" / "03_benchmark.ipynb"
 
 MAXIMUM_BYTES = 400_000
 # Another processor's int8 kernels move scores a little; stale outputs differ by more.
@@ -161,6 +162,44 @@ def test_labels_chooses_a_threshold_on_rows_that_were_kept_back(executed_labels:
     assert committed["threshold"] == pytest.approx(chosen["threshold"], abs=SCORE_TOLERANCE)
     # On 170 rows, each of which is .6 % of them.
     assert committed["strong_share"] == pytest.approx(chosen["strong_share"], abs=2 * SHARE_TOLERANCE)
+
+
+def test_benchmark_draws_every_picture_without_a_file(tmp_path: Path) -> None:
+    """Half a minute: it measures the sample first."""
+    notebook = read(BENCHMARK)
+    first = next(cell for cell in notebook.cells if "RESULTS =" in cell.source)
+    first.source = first.source.replace('"benchmark.json"', '"not-there.json"')
+    executed = run(notebook, BENCHMARK.parent, tmp_path)
+    check_ran_quietly(executed)
+    # Curves, reliability, few rows, promises, ladder.
+    assert pictures(executed) == 5
+    assert "rows of the sample" in printed(executed)
+
+
+def test_benchmark_draws_what_lies_in_the_file(tmp_path: Path) -> None:
+    """The file's figures, not the sample's: here of a run without ladder and promises, which has no picture of them."""
+    curve = {"quality": [0.5, 0.8, 0.9], "sd": [0.0, 0.01, 0.0]}
+    head = {"n": 4, "ece": 0.1, "ece_by_chance": 0.1, "brier": 0.2, "base_brier": 0.2, "auc": None}
+    head["bins"] = [{"n": 4, "predicted": 0.5, "observed": 0.6, "low": 0.4, "high": 0.8}]
+    table = {
+        "name": "mmlu",
+        "title": "A title of the file",
+        "drawn": True,
+        "train_rows": 3,
+        "methods": {"learned": {"apgr": 0.6, "apgr_sd": None, "curve": curve}},
+        "calibration": {"quality": {}, "gain": head},
+    }
+    file = tmp_path / "benchmark.json"
+    file.write_text(json.dumps({"tables": [table], "guarantee": [], "ladder": []}), encoding="utf-8")
+    notebook = read(BENCHMARK)
+    where = next(i for i, cell in enumerate(notebook.cells) if "RESULTS =" in cell.source)
+    kept = [i for i, cell in enumerate(notebook.cells) if "guarantee" not in cell.source or i <= where + 1]
+    notebook.cells = [notebook.cells[i] for i in kept]
+    point = nbformat.v4.new_code_cell(f"RESULTS = Path({str(file)!r})")  # type: ignore[no-untyped-call]
+    notebook.cells.insert(where + 1, point)
+    executed = run(notebook, BENCHMARK.parent, tmp_path)
+    assert pictures(executed) == 2
+    assert "drawn: benchmark.json" in printed(executed)
 
 
 @each_notebook
