@@ -204,7 +204,7 @@ def _rich(
     """``text`` columns at the left, figures after them; the learned router's rows stand out."""
     table = Table(title=title, title_justify="left", caption=caption, caption_justify="left")
     for i, name in enumerate(header):
-        table.add_column(name, justify="left" if i < text else "right")
+        table.add_column(name, justify="left" if i < text else "right", no_wrap=i == 0)
     for row in rows:
         table.add_row(*row, style="bold" if row[0].startswith("learned") else None)
     return table
