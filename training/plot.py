@@ -433,9 +433,16 @@ def ladder_figure(report: LadderReport, *, title: str = "") -> Figure:
     axes.set_xscale("log")
     for target, cost, quality in zip(report.targets, costs, report.mean_quality, strict=True):
         axes.annotate(
-            target.split("/")[-1], (cost, quality), (5, -4), textcoords="offset points", va="top",
-            fontsize=8, color=_INK, parse_math=False, zorder=7, bbox={**_BOX, "pad": 0.1, "alpha": 0.6},
-        )  # fmt: skip
+            target.split("/")[-1],
+            (cost, quality),
+            (5, -3),
+            textcoords="offset points",
+            verticalalignment="top",
+            fontsize=8,
+            color=_INK,
+            parse_math=False,
+            zorder=7,
+        )
     _dress(axes, title, "US dollars per 1,000 requests (logarithmic)", "mean quality")
     axes.margins(x=0.08)
     _legend(figure, lines, 2)
