@@ -6,19 +6,22 @@ import asyncio
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from provider import provider
 
-from router.dispatch import Completion
+from router.dispatch import Completion, close_connections, complete
 from router.errors import DatasetError, UpstreamError, UsageError
 from training.dataset import load_dataset, load_prompts
+from training.judge import matches
 from training.labels import Job, LabelReport, Progress, estimate, label, pending
 
-JOB = Job(weak="small", strong="large", judge="judge", max_tokens=500)
-PAIRS = Job(weak="small", strong="large", judge="judge", pairwise=True)
+JOB = Job(weak="small", strong="large", judge="judge", max_tokens=500, pairwise=False)
+PAIRS = Job(weak="small", strong="large", judge="judge")
 
 
 @dataclass(frozen=True)
@@ -334,3 +337,96 @@ def test_prompts_are_read_and_checked(tmp_path: Path, suffix: str) -> None:
     path.write_text("id,prompt\na,x\na,y\n" if suffix == "csv" else '{"id": "a", "prompt": ""}\n')
     with pytest.raises(DatasetError, match="'a' appears twice" if suffix == "csv" else "prompt: is empty"):
         load_prompts(path)
+
+
+# --- A reference -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("answer", "reference", "right"),
+    [
+        ("2 + 2 is 4, so we get 72.", "72", True),
+        ("First 72, but then 71.", "72", False),
+        ("It costs $1,234.50.", "1234.5", True),
+        ("#### 18", "18", True),
+        ("about −3", "-3", True),
+        ("no number", "7", False),
+        ("1e3", "1000", True),
+        ("Paris", "paris", True),
+        ("Let me think.\nThe answer is: **Paris**.", "Paris", True),
+        ("It is not Paris but Lyon.", "Paris", False),
+        ("Because … so the result is \\boxed{x+1}", "x+1", True),
+        ("B) Paris", "B", True),
+        ("Answer: (C)", "c", True),
+        ("Both are wrong.", "B", False),
+        ("", "x", False),
+    ],
+)
+def test_an_answer_against_a_reference(answer: str, reference: str, right: bool) -> None:
+    assert matches(answer, reference) is right
+
+
+def test_a_row_with_a_reference_needs_no_judge(tmp_path: Path) -> None:
+    source = tmp_path / "prompts.jsonl"
+    rows = [{"prompt": "a", "reference": "good"}, {"prompt": "b", "reference": 3}, {"prompt": "c"}]
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    loaded = load_prompts(source)
+    assert [row.get("reference") for row in loaded] == ["good", "3", None]
+    assert estimate(loaded, PRICES, PAIRS).calls == 8
+    report = run(loaded, Models(), tmp_path / "labels.jsonl", PAIRS)
+    assert report.calls == {"small": 3, "large": 3, "judge": 2}
+    quality = load_dataset([tmp_path / "labels.jsonl"], targets=["small", "large"]).quality
+    np.testing.assert_array_equal(quality, [[0, 1], [0, 0], [0, 1]])
+
+
+def test_a_reference_of_another_kind_is_a_bad_row(tmp_path: Path) -> None:
+    source = tmp_path / "prompts.jsonl"
+    source.write_text('{"prompt": "a", "reference": ["x"]}\n')
+    with pytest.raises(DatasetError, match=r"prompts\.jsonl:1: reference: must be a text or a number"):
+        load_prompts(source)
+
+
+# --- A real connection -----------------------------------------------------------------------------------------------
+
+
+def test_a_provider_that_fails_stalls_and_talks_nonsense(tmp_path: Path) -> None:
+    """Through litellm to a loopback provider: what cannot be labelled is told, by row; nothing else is lost."""
+    reference = [{"id": "r", "prompt": "greet", "source": "s", "reference": "Hello there!"}]
+    judged = [{"id": "j", "prompt": "greet", "source": "s"}]
+
+    async def all_jobs(url: str) -> list[LabelReport]:
+        call = partial(complete, api_base=url, timeout=0.3)
+        prices = {f"openai/{name}": Price(1, 2) for name in ("small", "large", "broken", "hang")}
+        jobs = [
+            ("large", reference),  # a right answer twice
+            ("large", judged),  # the judge says "Hello there!" to everything
+            ("broken", reference),
+            ("hang", reference),
+        ]
+        try:
+            return [
+                await label(
+                    rows,
+                    call,
+                    Job("openai/small", f"openai/{strong}", "openai/small"),
+                    tmp_path / f"{n}.jsonl",
+                    prices=prices,
+                    tries=2,
+                    delay=0.01,
+                )
+                for n, (strong, rows) in enumerate(jobs)
+            ]
+        finally:
+            await close_connections()
+
+    with provider() as upstream:
+        right, nonsense, broken, stalled = asyncio.run(all_jobs(upstream.url))
+    assert (right.labelled, right.failed) == (1, ())
+    (row,) = map(json.loads, (tmp_path / "0.jsonl").read_text().splitlines())
+    assert row["quality"] == {"openai/small": 1.0, "openai/large": 1.0}
+    assert right.spent == pytest.approx(2 * (9 * 1 + 3 * 2) / 1e6)
+    assert "did not keep to the form in 2 tries" in nonsense.failed[0].why
+    assert "The server had an error" in broken.failed[0].why
+    assert "no answer within 0.3 s" in stalled.failed[0].why
+    assert stalled.calls == {"openai/small": 1, "openai/hang": 2}
+    assert stalled.partial is not None

@@ -14,8 +14,8 @@ from training.labels import Job, LabelReport, label
 from training.prices import Price
 from training.standin import StandIn
 
-JOB = Job("small", "large", "judge")
-PAIRS = Job("small", "large", "judge", pairwise=True)
+JOB = Job("small", "large", "judge", pairwise=False)
+PAIRS = Job("small", "large", "judge")
 PROMPTS = [{"id": f"p{i}", "prompt": f"Question {i}", "source": "mine"} for i in range(200)]
 TRUTH = {
     str(row["prompt"]): (float(weak), float(strong))

@@ -165,7 +165,11 @@ def fetch(
 @app.command()
 def label(
     prompts: Annotated[
-        Path, typer.Argument(metavar="PROMPTS", help="Rows with prompt or messages; no labels needed.")
+        Path,
+        typer.Argument(
+            metavar="PROMPTS",
+            help="Rows with prompt or messages, and a reference where there is a right answer.",
+        ),
     ],
     weak: Weak,
     strong: Strong,
@@ -174,8 +178,9 @@ def label(
         str | None, typer.Option("--judge", metavar="M", help="The grading model; --strong by default.")
     ] = None,
     pairwise: Annotated[
-        bool, typer.Option("--pairwise", help="Compare the answers, in both orders.")
-    ] = False,
+        bool,
+        typer.Option("--pairwise/--graded", help="Compare the answers, in both orders, or grade each alone."),
+    ] = True,
     prices_file: PricesOption = None,
     budget: Annotated[
         float | None, typer.Option("--budget", metavar="USD", help="Stop before spending more.")
@@ -183,7 +188,10 @@ def label(
     concurrency: Annotated[int, typer.Option("--concurrency", metavar="N")] = 8,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask before spending.")] = False,
 ) -> None:
-    """Make labels: both models answer each prompt, a judge grades the answers. Keys: the providers' own variables."""
+    """Make labels: both models answer each prompt; a row's reference says who is right, else a judge.
+
+    Keys: the providers' own variables.
+    """
     from router.dispatch import close_connections, complete
     from training.dataset import load_prompts
     from training.labels import Job, LabelReport, estimate, pending

@@ -246,6 +246,8 @@ def load_dataset(
 def load_prompts(path: Path) -> list[dict[str, Any]]:
     """Read and check rows that need no labels yet: the JSON shape without the labels, with an id each.
 
+    A row may have a ``reference``: the right answer, a text or a number.
+
     Raises
     ------
     DatasetError
@@ -262,6 +264,7 @@ def load_prompts(path: Path) -> list[dict[str, Any]]:
             if row.id in rows:
                 raise _Bad("id", f"{row.id!r} appears twice; ids must be unique")
             fields = _fields_of(record, path)
+            reference = _reference(fields)
         except _Bad as problem:
             bad.append(BadRow(str(path), record.line, problem.field, problem.what))
             continue
@@ -271,6 +274,7 @@ def load_prompts(path: Path) -> list[dict[str, Any]]:
             **{name: fields[name] for name in kept if fields.get(name) is not None},
             "source": row.source,
             **{name: value for name, value in (("domain", row.domain), ("group", row.group)) if value},
+            **reference,
         }
     if bad:
         raise DatasetError(_summary(bad))
@@ -416,6 +420,16 @@ def _parse_fields(fields: Mapping[str, Any], ladder: Sequence[str] | None) -> _R
         output_tokens=_per_model(fields, "output_tokens"),
         extra=tuple(n for n in fields if n not in _FIELDS and n.partition(".")[0] not in _PER_MODEL),
     )
+
+
+def _reference(fields: Mapping[str, Any]) -> dict[str, str]:
+    """The reference answer of a row that has one."""
+    value = fields.get("reference")
+    if value is None or value == "":
+        return {}
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise _Bad("reference", f"must be a text or a number, got {_shown(value)}")
+    return {"reference": str(value)}
 
 
 def _labels(paths: Sequence[Path]) -> list[str]:

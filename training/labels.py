@@ -1,4 +1,4 @@
-"""Make labels: both targets answer each prompt, a judge grades the answers.
+"""Make labels: both targets answer each prompt; a reference or a judge says how good the answers are.
 
 Finished rows are appended to ``OUT.partial`` as they come, so nothing that was paid for is lost.
 """
@@ -16,7 +16,15 @@ from typing import Any, Protocol
 from router.dispatch import Completion
 from router.errors import DatasetError, RouterError, UpstreamError, UsageError
 from training.dataset import estimated_tokens, write_dataset
-from training.judge import Message, comparison, grading, read_score, read_share_of_first, transcript
+from training.judge import (
+    Message,
+    comparison,
+    grading,
+    matches,
+    read_score,
+    read_share_of_first,
+    transcript,
+)
 from training.records import file_format, write_records
 
 # What an answer is expected to take where nobody knows; half a page.
@@ -62,7 +70,7 @@ class Job:
     weak, strong, judge : str
         Model ids.
     pairwise : bool
-        Compare the two answers rather than grade each.
+        Where the row has no reference: compare the two answers, in both orders, rather than grade each.
     max_tokens : int
         The most that any call may write.
     """
@@ -70,7 +78,7 @@ class Job:
     weak: str
     strong: str
     judge: str
-    pairwise: bool = False
+    pairwise: bool = True
     max_tokens: int = 2_048
 
     def __post_init__(self) -> None:
@@ -348,16 +356,19 @@ class _Run:
             self._changed.notify_all()
 
     async def row(self, prompt: Row) -> dict[str, Any]:
-        """Both answers and their grades, as a row of the dataset."""
+        """Both answers and how good they are, as a row of the dataset."""
         messages = _messages(prompt)
         answers: dict[str, Completion] = {}
         costs: dict[str, float | None] = {}
         for model in (self._job.weak, self._job.strong):
             answers[model], costs[model] = await self._call(model, messages)
-        judge = self._compare if self._job.pairwise else self._grade
-        quality = await judge(
-            transcript(messages), answers[self._job.weak].text, answers[self._job.strong].text
-        )
+        weak, strong = answers[self._job.weak].text, answers[self._job.strong].text
+        quality: tuple[float, float]
+        if "reference" in prompt:
+            quality = float(matches(weak, prompt["reference"])), float(matches(strong, prompt["reference"]))
+        else:
+            judge = self._compare if self._job.pairwise else self._grade
+            quality = await judge(transcript(messages), weak, strong)
         return {
             **prompt,
             "quality": {self._job.weak: quality[0], self._job.strong: quality[1]},
@@ -471,7 +482,7 @@ class _Partial:
             prompt["id"]: row
             for prompt in prompts
             if (row := self._rows.get(prompt["id"]))
-            and all(row.get(name) == prompt.get(name) for name in ("prompt", "messages"))
+            and all(row.get(name) == prompt.get(name) for name in ("prompt", "messages", "reference"))
         }
 
     def append(self, row: Row) -> None:
@@ -501,7 +512,7 @@ def _calls_for(prompt: Row, job: Job, answer: int, verdict: int) -> Iterator[_Ca
     answer, verdict = min(answer, job.max_tokens), min(verdict, job.max_tokens)
     yield _Call(job.weak, asked, answer)
     yield _Call(job.strong, asked, answer)
-    for _ in range(2):
+    for _ in range(0 if "reference" in prompt else 2):
         yield _Call(job.judge, shown + answer * (2 if job.pairwise else 1), verdict)
 
 
