@@ -295,7 +295,7 @@ async def _whole(
         async with asyncio.timeout(target.timeout):
             if passes:
                 response = await _unless_stale(lambda: _pass(target, body, key, scrub))
-                return Answer(*await passthrough.whole(response, target))
+                return Answer(*await passthrough.whole(response, target, scrub))
             data = _completion(await _unless_stale(lambda: _acompletion(arguments)))
     except Exception as error:
         raise upstream_error(error, target, scrub) from None
@@ -375,7 +375,8 @@ def _listed_cost(model: str, usage: Usage) -> float | None:
 
 
 def _key(target: Target, environment: Mapping[str, str]) -> str | None:
-    return environment.get(target.api_key_env) if target.api_key_env else None
+    # A variable that was read from a file ends in a newline, which no header may hold.
+    return environment.get(target.api_key_env, "").strip() or None if target.api_key_env else None
 
 
 def _report(loading: asyncio.Task[None]) -> None:
@@ -459,7 +460,10 @@ def _arguments(name: str, target: Target, body: Mapping[str, Any], key: str | No
                 param=unknown[0],
                 code="unsupported_parameter",
             )
-    return {**target.params, **arguments}
+    merged = {**target.params, **arguments}
+    if not merged["stream"]:
+        merged.pop("stream_options", None)  # of the target's defaults: refused on a whole answer
+    return merged
 
 
 def _without_mode(body: Mapping[str, Any]) -> Mapping[str, Any]:

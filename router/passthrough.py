@@ -1,12 +1,15 @@
-"""Providers of OpenAI's dialect: the client's body goes out as it came, and the answer comes back as it came.
+"""Providers of OpenAI's dialect: messages, tools and whatever else go out as they came, and so comes the answer back.
 
 Nothing is translated, so neither messages nor chunks are taken apart; what a provider adds to the dialect gets
-through, both ways. Connections, proxies and certificates are those of litellm's HTTP client, which the caller hands
-in. Sending through ``litellm.acompletion`` instead takes three times as long (tests/BENCHMARKS.md).
+through, both ways. Only the model's name, the mode in the metadata and fields that are null are the router's to
+change. Connections, proxies and certificates are those of litellm's HTTP client, which the caller hands in. Sending
+through ``litellm.acompletion`` instead takes three times as long (tests/BENCHMARKS.md).
 """
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import json
 from collections.abc import AsyncGenerator, Mapping
 from typing import Any
@@ -20,6 +23,8 @@ from router.schemas import to_json
 from router.upstream import Scrubber, Usage, answered_error, usage_of
 
 _PATH = "/chat/completions"
+# How long the end of a stream is waited for after its last event.
+_DRAIN_SECONDS = 0.05
 
 
 async def send(
@@ -54,15 +59,23 @@ async def send(
     """
     params = dict(target.params)
     extra_headers, extra_body = params.pop("extra_headers", None), params.pop("extra_body", None)
-    headers = {
-        "content-type": "application/json",
-        "accept": "text/event-stream" if body.get("stream") else "application/json",
-        # A server without a key may still want the header.
-        "authorization": f"Bearer {key or 'none'}",
-        **(extra_headers or {}),
-    }
+    streamed = bool(body.get("stream"))
+    headers = httpx.Headers(
+        {
+            "content-type": "application/json",
+            "accept": "text/event-stream" if streamed else "application/json",
+            # A server without a key may still want the header.
+            "authorization": f"Bearer {key or 'none'}",
+        }
+    )
+    # Header names know no case: two spellings of one would go out joined.
+    headers.update({name: str(value) for name, value in (extra_headers or {}).items()})
     given = {field: value for field, value in body.items() if value is not None}
     sent = {**params, **(extra_body or {}), **given, "model": model}
+    if not streamed:
+        # Of the target's defaults: providers refuse them on a whole answer.
+        sent.pop("stream", None)
+        sent.pop("stream_options", None)
     request = client.build_request(
         "POST",
         f"{(target.api_base or '').rstrip('/')}{_PATH}",
@@ -92,19 +105,20 @@ async def send(
     )
 
 
-async def whole(response: httpx.Response, target: Target) -> tuple[bytes, Usage | None]:
+async def whole(response: httpx.Response, target: Target, scrub: Scrubber) -> tuple[bytes, Usage | None]:
     """A whole answer's body, and what it used.
 
     Raises
     ------
     UpstreamError
-        It is no JSON object.
+        It is an error all the same, or no JSON object.
     """
     try:
         content = await response.aread()
     finally:
         await response.aclose()
     data = _object(content)
+    _raise_if_error(data, target, scrub)
     if not data:
         raise UpstreamError(
             f"The provider of {target.model} answered with something other than a JSON object.", status=502
@@ -126,25 +140,37 @@ async def events(
     """
     try:
         if "text/event-stream" not in response.headers.get("content-type", ""):
+            _raise_if_error(_object(await response.aread()), target, scrub)
             raise UpstreamError(f"The provider of {target.model} answered without a stream.", status=502)
-        async for event in EventSource(response).aiter_sse():
-            if event.data == "[DONE]":
-                return
-            if not event.data:
-                continue
-            usage = None
-            # Most chunks hold neither, and need not be parsed.
-            if '"usage"' in event.data or '"error"' in event.data:
-                data = _object(event.data)
-                if data.get("error"):
-                    code = data["error"].get("code") if isinstance(data["error"], dict) else None
-                    raise answered_error(
-                        target, scrub, status=code if isinstance(code, int) else 502, body=data
-                    )
-                usage = usage_of(data)
-            yield event.data.encode(), usage
+        async with contextlib.aclosing(EventSource(response).aiter_sse()) as received:
+            async for event in received:
+                if event.data == "[DONE]":
+                    # A connection whose body was not read to its end cannot be used again.
+                    with contextlib.suppress(TimeoutError, httpx.HTTPError):
+                        async with asyncio.timeout(_DRAIN_SECONDS):
+                            async for _ in received:
+                                pass
+                    return
+                if not event.data:
+                    continue
+                usage = None
+                # Most chunks hold neither, and need not be parsed.
+                if '"usage"' in event.data or '"error"' in event.data:
+                    data = _object(event.data)
+                    _raise_if_error(data, target, scrub)
+                    usage = usage_of(data)
+                # An event of several lines goes on as one: in JSON a line's end is a space.
+                yield event.data.replace("\n", " ").encode(), usage
     finally:
         await response.aclose()
+
+
+def _raise_if_error(data: Mapping[str, Any], target: Target, scrub: Scrubber) -> None:
+    """Some providers answer 200 with an error in the body, or send one in a stream."""
+    error = data.get("error")
+    if error:
+        code = error.get("code") if isinstance(error, dict) else None
+        raise answered_error(target, scrub, status=code if isinstance(code, int) else 502, body=data)
 
 
 def _object(text: str | bytes) -> dict[str, Any]:

@@ -41,6 +41,9 @@ _RESERVED_PARAMS = frozenset(
     ("model", "messages", "stream", "api_key", "api_base", "base_url", "timeout", "num_retries")
 )
 
+# Keys never stand in a policy.
+_KEY_HEADERS = frozenset(("authorization", "api-key", "x-api-key", "x-goog-api-key"))
+
 
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -76,11 +79,12 @@ class Target(_Section):
         The environment variable that holds the key. None for a server that wants none, or where litellm finds
         the provider's credentials itself.
     api_base : str or None
-        The server's URL. An ``openai/…`` target with one gets the client's body as it came.
+        The server's URL. An ``openai/…`` target with one gets messages, tools and the like as they came.
     params : mapping
-        Sent with every request that does not set them itself; may be litellm's (``api_version``, …).
+        Sent with every request that does not set them itself; may be litellm's (``api_version``, …), but on an
+        ``openai/…`` target with an ``api_base``: there they are fields of the body, ``extra_headers`` alone are headers.
     drop_params : bool
-        Leave out what the provider does not take, instead of answering 400.
+        Leave out what the provider does not take, instead of answering 400; not where bodies pass through.
     timeout : float
         Seconds until the answer, or until a stream's next chunk.
     """
@@ -112,6 +116,12 @@ class Target(_Section):
         reserved = sorted(_RESERVED_PARAMS & self.params.keys())
         if reserved:
             raise ValueError(f"params may not set {reserved[0]}")
+        headers = self.params.get("extra_headers") or {}
+        if not isinstance(headers, Mapping):
+            raise ValueError("params.extra_headers must be a mapping of header to value")
+        keys = [name for name in headers if str(name).lower() in _KEY_HEADERS]
+        if keys:
+            raise ValueError(f"params.extra_headers may not set {keys[0]}: name a variable in api_key_env")
         return self
 
 
@@ -317,6 +327,11 @@ def _bound(tier: str, predict: Predict, targets: Sequence[str], threshold: float
         )
     in_force = predict.threshold if predict.threshold is not None else threshold
     flagged_to = mapping[targets[-1]] if predict.unknown == STRONG else predict.unknown
+    said = predict.unknown == STRONG and "unknown" in predict.model_fields_set
+    if said and STRONG in mapping.values() and flagged_to != STRONG:
+        raise PolicyError(
+            f"tiers.{tier}.predict.unknown: {STRONG} is a target of the tier too, but not its dearest, {flagged_to}; rename it"
+        )
     return Predict(
         targets=mapping,
         threshold=in_force,
@@ -468,7 +483,9 @@ def _wrong_references(policy: Policy) -> Iterator[tuple[Loc, str]]:
         if tier.predict is not None:
             unknown = tier.predict.unknown
             said = unknown == STRONG and "unknown" in tier.predict.model_fields_set
-            if said and STRONG in policy.targets and tier.predict.named()[-1] != STRONG:
+            # Which of several targets is the dearest, the bundle knows: then it is checked when that is there.
+            meant = STRONG in (tier.predict.targets.values() or (tier.predict.strong,))
+            if said and STRONG in policy.targets and not meant:
                 yield (
                     (*at, "predict", "unknown"),
                     f"{STRONG} is a target too, but not the one that the tier's prediction ends with; rename it",

@@ -277,7 +277,6 @@ def predict(features: Features, arrays: Arrays, targets: tuple[str, ...], parts:
     """Stack the parts and calibrate; ``arrays`` as :func:`prepare` gives them."""
     stacked = stack(np.stack([predict_part(part, features, arrays) for part in parts]), arrays)
     prediction = calibrate(stacked, arrays, targets)
-    # A bundle of an earlier release measures no novelty.
     return replace(prediction, novelty=novelty(features, arrays)) if "novelty.cut" in arrays else prediction
 
 

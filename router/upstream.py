@@ -85,12 +85,12 @@ def answered_error(
     if not message or message.lstrip().startswith("<"):
         message = f"The provider of {target.model} answered with an error and no words for it."
     return UpstreamError(
-        scrub(message[:_MESSAGE_CHARACTERS]),
+        scrub(message)[:_MESSAGE_CHARACTERS],
         status=status if 400 <= status <= 599 else 502,
         retry_after=_header(retry_after),
-        type=_word(body.get("type")),
-        code=_word(body.get("code")),
-        param=_word(body.get("param")),
+        type=_word(body.get("type"), scrub),
+        code=_word(body.get("code"), scrub),
+        param=_word(body.get("param"), scrub),
     )
 
 
@@ -104,8 +104,8 @@ def _count(value: Any) -> int:
     return value if isinstance(value, int) and value > 0 else 0
 
 
-def _word(value: Any) -> str | None:
-    return str(value)[:128] if isinstance(value, str | int) else None
+def _word(value: Any, scrub: Scrubber) -> str | None:
+    return scrub(str(value))[:128] if isinstance(value, str | int) else None
 
 
 def _header(value: Any) -> str | None:

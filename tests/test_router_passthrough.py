@@ -31,7 +31,7 @@ def sent(response: httpx.Response, target: Target = TARGET, **body: Any) -> tupl
             got = await passthrough.send(client, target, "small", body, "sk-mine", Scrubber(["sk-mine"]))
             if body.get("stream"):
                 return [event async for event in passthrough.events(got, target, Scrubber([]))]
-            return await passthrough.whole(got, target)
+            return await passthrough.whole(got, target, Scrubber([]))
 
     back = asyncio.run(once())
     return requests[0], back
@@ -129,3 +129,47 @@ def test_an_answer_without_a_stream_is_a_502() -> None:
     with pytest.raises(UpstreamError, match="without a stream") as caught:
         sent(httpx.Response(200, json=ANSWER), messages=[], stream=True)
     assert caught.value.status == 502
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_error_that_comes_as_a_success(stream: bool) -> None:
+    body = {"error": {"message": "quota is gone", "code": 429}}
+    with pytest.raises(UpstreamError, match="quota is gone") as caught:
+        sent(httpx.Response(200, json=body), messages=[], stream=stream)
+    assert caught.value.status == 429
+
+
+def test_a_header_of_the_target_replaces_ours_whatever_its_case() -> None:
+    params = {"extra_headers": {"Content-Type": "application/json; charset=utf-8", "x-version": 2}}
+    target = TARGET.model_copy(update={"params": params})
+    request, _ = sent(httpx.Response(200, json=ANSWER), target, messages=[])
+    assert request.headers.get_list("content-type") == ["application/json; charset=utf-8"]
+    assert request.headers["x-version"] == "2"
+
+
+def test_stream_options_of_the_target_are_for_streams() -> None:
+    options = {"stream_options": {"include_usage": True}}
+    target = TARGET.model_copy(update={"params": options})
+    request, _ = sent(httpx.Response(200, json=ANSWER), target, messages=[])
+    assert "stream_options" not in json.loads(request.content)
+    request, _ = sent(stream(b"data: [DONE]\n\n"), target, messages=[], stream=True)
+    assert json.loads(request.content)["stream_options"] == {"include_usage": True}
+
+
+def test_an_event_of_several_lines_goes_on_as_one() -> None:
+    _, events = sent(stream(b'data: {"choices":\ndata: []}\n\n'), messages=[], stream=True)
+    assert [data for data, _ in events] == [b'{"choices": []}']
+
+
+def test_a_stream_is_read_to_its_end_so_that_its_connection_serves_again() -> None:
+    read: list[bytes] = []
+
+    async def chunks() -> AsyncIterator[bytes]:
+        for piece in (b"data: {}\n\n", b"data: [DONE]\n\n", b""):
+            read.append(piece)
+            yield piece
+        read.append(b"end")
+
+    _, events = sent(httpx.Response(200, headers=STREAM, content=chunks()), messages=[], stream=True)
+    assert payloads(events) == [{}]
+    assert read[-1] == b"end"

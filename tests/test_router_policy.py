@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from router.errors import PolicyError, UsageError
-from router.policy import Address, Policy, Prices, default_policy_path, load_policy
+from router.policy import Address, Policy, Prices, Target, default_policy_path, load_policy
 
 WHOLE = """\
 version: 1
@@ -285,3 +285,27 @@ def test_strong_may_not_mean_two_targets(tmp_path: Path) -> None:
     assert load_policy(
         written(tmp_path, text.replace("strong: frontier, unknown", "strong: strong, unknown"))
     )
+
+
+@pytest.mark.parametrize(("hi", "lo", "raises"), [("strong", "small", False), ("small", "strong", True)])
+def test_the_bundle_knows_which_target_is_the_dearest(hi: str, lo: str, raises: bool) -> None:
+    document = {
+        "version": 1,
+        "targets": {"small": {"echo": True}, "strong": {"echo": True}},
+        "tiers": {"auto": {"predict": {"targets": {"hi": hi, "lo": lo}, "unknown": "strong"}}},
+        "default_tier": "auto",
+    }
+    policy = Policy.model_validate(document)
+    if raises:
+        with pytest.raises(PolicyError, match="not its dearest, small"):
+            policy.bound_to(("lo", "hi"), 0.1)
+    else:
+        bound = policy.bound_to(("lo", "hi"), 0.1).tiers["auto"].predict
+        assert bound is not None
+        assert bound.unknown == "strong"
+
+
+@pytest.mark.parametrize("headers", [{"Authorization": "Bearer x"}, {"X-API-Key": "x"}, ["a"]])
+def test_keys_do_not_stand_in_the_policy(headers: object) -> None:
+    with pytest.raises(ValueError, match="extra_headers"):
+        Target.model_validate({"model": "openai/x", "params": {"extra_headers": headers}})

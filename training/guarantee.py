@@ -16,7 +16,8 @@ taken when a test rejects, at level 1 − confidence, that it loses too much. Th
 **What is promised**: for new rows drawn as the calibration rows were, the expected loss is at most what was allowed; the promise
 itself fails with probability at most 1 − confidence over the draw of the calibration rows. Rows of one group (identical prompts)
 are not independent: a group counts as one row, with the mean of its losses, so the promise is for traffic of which each group is
-as likely. Nothing is promised about other traffic, a single source or domain of a mixture, or a single answer; nor by the best
+as likely. The score decides: a policy that sends flagged, unfamiliar prompts to the strong target sends more there than this
+counts. Nothing is promised about other traffic, a single source or domain of a mixture, or a single answer; nor by the best
 of several promises that were tried on the same rows.
 
 **How many rows it takes**: at the usual .95 and .95, under a hundred cannot vouch even for always-strong, since no bet may stake
@@ -238,11 +239,15 @@ def guaranteed_ladder_threshold(
         An argument is out of range.
     DatasetError
         There are no rows.
+    ValueError
+        A quality is missing, or not between 0 and 1.
     """
     _check(share, 0.0, confidence)
     n = len(quality)
     if not n:
         raise DatasetError("there are no rows to choose a threshold on")
+    if not ((quality >= 0.0) & (quality <= 1.0)).all():
+        raise ValueError("the bounds need every quality, between 0 and 1")
     thresholds = np.linspace(0.0, 1.0, LADDER_STEPS + 1)
     choice = np.stack([prediction.choose(float(threshold)) for threshold in thresholds], axis=1)
     routed = np.take_along_axis(quality, choice, axis=1)

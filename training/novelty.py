@@ -126,11 +126,13 @@ def fit_distances(
     count : int, optional
         How many kinds there are, where a kind may be without a row here; it is then measured as all rows are.
     """
+    # What never varied in any row says how the rows were gathered: that none had tools makes no request with tools unlike them.
+    constant = features.dense.std(axis=0) < 1e-6
     fitted = []
     for kind in range(kinds.max() + 1 if count is None else count):
         rows = np.flatnonzero(kinds == kind)
         chosen = features.take(rows) if len(rows) > 1 else features
-        fitted.append(_fit_embedding(chosen, arrays) | _fit_dense(chosen))
+        fitted.append(_fit_embedding(chosen, arrays) | _fit_dense(chosen, constant))
     return {name: np.stack([one[name] for one in fitted]).astype(np.float32) for name in fitted[0]}
 
 
@@ -153,10 +155,11 @@ def _fit_embedding(features: Features, arrays: Arrays) -> dict[str, Array]:
     }
 
 
-def _fit_dense(features: Features) -> dict[str, Array]:
+def _fit_dense(features: Features, constant: NDArray[np.bool_]) -> dict[str, Array]:
     mean = features.dense.mean(axis=0)
-    # A feature that never varied is a strong sign once it does, but not an infinite one.
+    # A feature that varies elsewhere but not in these rows is a strong sign once it does, but not an infinite one.
     scale = np.maximum(features.dense.std(axis=0), LEAST_SPREAD)
+    scale[constant] = np.inf
     dense = standard_dense(features.dense, mean, scale).astype(np.float64)
     covariance = dense.T @ dense / len(dense)
     shrunk = (1.0 - SHRINKAGE) * covariance + SHRINKAGE * np.eye(len(covariance))
