@@ -288,15 +288,13 @@ async def _whole(
 ) -> Answer:
     """One request and all of its answer; errors as :class:`UpstreamError`."""
     body = {field: value for field, value in body.items() if field not in ("stream", "stream_options")}
-    key = _usable_key(name, target, environment)
-    passes = _passes_through(target)
-    arguments = {} if passes else _arguments(name, target, body, key)
+    send = _sender(name, target, body, environment, scrub)
     try:
         async with asyncio.timeout(target.timeout):
-            if passes:
-                response = await _unless_stale(lambda: _pass(target, body, key, scrub))
+            response = await _unless_stale(send)
+            if isinstance(response, httpx.Response):
                 return Answer(*await passthrough.whole(response, target, scrub))
-            data = _completion(await _unless_stale(lambda: _acompletion(arguments)))
+            data = _completion(response)
     except Exception as error:
         raise upstream_error(error, target, scrub) from None
     return Answer(to_json(data), usage_of(data))
@@ -307,21 +305,26 @@ async def _chunks(
 ) -> Chunks:
     """One request and the chunks of its answer; errors before the first as :class:`UpstreamError`."""
     body = {**body, "stream": True}
-    key = _usable_key(name, target, environment)
-    passes = _passes_through(target)
-    arguments = {} if passes else _arguments(name, target, body, key)
+    send = _sender(name, target, body, environment, scrub)
     try:
         async with asyncio.timeout(target.timeout):
-            if passes:
-                response = await _unless_stale(lambda: _pass(target, body, key, scrub))
+            response = await _unless_stale(send)
+            if isinstance(response, httpx.Response):
                 return passthrough.events(response, target, scrub)
-            return _translated(await _unless_stale(lambda: _acompletion(arguments)))
+            return _translated(response)
     except Exception as error:
         raise upstream_error(error, target, scrub) from None
 
 
-def _passes_through(target: Target) -> bool:
-    return not target.echo and _dialect(target.model, target.api_base)[2] == "verbatim"
+def _sender(
+    name: str, target: Target, body: Mapping[str, Any], environment: Mapping[str, str], scrub: Scrubber
+) -> Callable[[], Awaitable[Any]]:
+    """What sends a body: awaited, it gives an httpx.Response where bodies pass through, litellm's answer otherwise."""
+    key = _usable_key(name, target, environment)
+    if not target.echo and _dialect(target.model, target.api_base)[2] == "verbatim":
+        return lambda: _pass(target, body, key, scrub)
+    arguments = _arguments(name, target, body, key)
+    return lambda: _litellm().acompletion(**arguments)
 
 
 async def _pass(target: Target, body: Mapping[str, Any], key: str | None, scrub: Scrubber) -> httpx.Response:
@@ -330,10 +333,6 @@ async def _pass(target: Target, body: Mapping[str, Any], key: str | None, scrub:
     client = get_async_httpx_client("openai").client
     _, model, _ = _dialect(target.model, target.api_base)
     return await passthrough.send(client, target, model, _without_mode(body), key, scrub)
-
-
-async def _acompletion(arguments: Mapping[str, Any]) -> Any:
-    return await _litellm().acompletion(**arguments)
 
 
 async def _translated(chunks: Any) -> Chunks:

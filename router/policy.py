@@ -164,6 +164,11 @@ class Predict(_Section):
             raise ValueError("quality_per_dollar and tokens go together")
         return self
 
+    @property
+    def names_strong(self) -> bool:
+        """Whether ``unknown`` says ``strong`` in so many words, which a target of that name would make ambiguous."""
+        return self.unknown == STRONG and "unknown" in self.model_fields_set
+
     def named(self) -> tuple[str, ...]:
         """The policy's targets that it names."""
         pair = tuple(name for name in (self.weak, self.strong) if name is not None)
@@ -327,8 +332,7 @@ def _bound(tier: str, predict: Predict, targets: Sequence[str], threshold: float
         )
     in_force = predict.threshold if predict.threshold is not None else threshold
     flagged_to = mapping[targets[-1]] if predict.unknown == STRONG else predict.unknown
-    said = predict.unknown == STRONG and "unknown" in predict.model_fields_set
-    if said and STRONG in mapping.values() and flagged_to != STRONG:
+    if predict.names_strong and STRONG in mapping.values() and flagged_to != STRONG:
         raise PolicyError(
             f"tiers.{tier}.predict.unknown: {STRONG} is a target of the tier too, but not its dearest, {flagged_to}; rename it"
         )
@@ -482,10 +486,9 @@ def _wrong_references(policy: Policy) -> Iterator[tuple[Loc, str]]:
                     yield (*at, "predict", "quality_per_dollar"), f"target {target} has no prices"
         if tier.predict is not None:
             unknown = tier.predict.unknown
-            said = unknown == STRONG and "unknown" in tier.predict.model_fields_set
             # Which of several targets is the dearest, the bundle knows: then it is checked when that is there.
             meant = STRONG in (tier.predict.targets.values() or (tier.predict.strong,))
-            if said and STRONG in policy.targets and not meant:
+            if tier.predict.names_strong and STRONG in policy.targets and not meant:
                 yield (
                     (*at, "predict", "unknown"),
                     f"{STRONG} is a target too, but not the one that the tier's prediction ends with; rename it",

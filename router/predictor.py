@@ -80,6 +80,11 @@ class Prediction:
     gain: Floats
     novelty: Floats | None = None
 
+    def take(self, rows: NDArray[Any]) -> Prediction:
+        """The prediction of some of the prompts, by index or mask."""
+        novelty = None if self.novelty is None else self.novelty[rows]
+        return Prediction(self.targets, self.quality[rows], self.gain[rows], novelty)
+
     @property
     def unfamiliar(self) -> NDArray[np.bool_]:
         """Shape (n,): which prompts are flagged as unlike the training prompts; none where novelty is not measured."""
@@ -343,6 +348,7 @@ def novelty_signs(features: Features, arrays: Arrays) -> Floats:
             features.dense[rows],
             arrays["novelty.dense_mean"][:, None],
             arrays["novelty.dense_scale"][:, None],
+            NOVELTY_LIMIT,
         )
         signs[:, rows, 1] = ((dense @ arrays["novelty.dense_precision"]) * dense).sum(axis=2)
     if "words.idf" in arrays:
@@ -354,9 +360,11 @@ def novelty_signs(features: Features, arrays: Arrays) -> Floats:
     return signs
 
 
-def standard_dense(dense: NDArray[np.float32], mean: Array, scale: Array) -> NDArray[np.float32]:
-    """Dense features in standard deviations, held to ``NOVELTY_LIMIT`` of them; shapes broadcast."""
-    standard: NDArray[np.float32] = np.clip((dense - mean) / scale, -NOVELTY_LIMIT, NOVELTY_LIMIT)
+def standard_dense(
+    dense: NDArray[np.float32], mean: Array, scale: Array, limit: float = DENSE_LIMIT
+) -> NDArray[np.float32]:
+    """Dense features in standard deviations, held to ``limit`` of them; shapes broadcast."""
+    standard: NDArray[np.float32] = np.clip((dense - mean) / scale, -limit, limit)
     return standard
 
 
@@ -393,16 +401,16 @@ def project(embedding: NDArray[np.float32], arrays: Arrays) -> NDArray[np.float3
     return axes
 
 
-def unit_rows(x: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Rows scaled to unit length."""
-    unit: NDArray[np.float32] = x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
+def unit_rows(x: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
+    """Rows scaled to unit length, so that a product is a cosine; a row of zeros stays one."""
+    rows = np.asarray(x, dtype=np.float32)
+    unit: NDArray[np.float32] = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
     return unit
 
 
 def kernel_inputs(features: Features, arrays: Arrays) -> NDArray[np.float32]:
     """What the kernel compares: standardised dense features and the direction of the projected embedding, shape (n, D)."""
-    dense = (features.dense - arrays["kernel.mean"]) / arrays["kernel.scale"]
-    dense = np.clip(dense, -DENSE_LIMIT, DENSE_LIMIT)
+    dense = standard_dense(features.dense, arrays["kernel.mean"], arrays["kernel.scale"])
     direction = unit_rows(project(features.embedding, arrays))
     return np.hstack([dense, direction * EMBEDDING_SCALE]).astype(np.float32)
 
@@ -447,8 +455,7 @@ def _trees(features: Features, arrays: Arrays) -> Floats:
 
 def linear_inputs(features: Features, arrays: Arrays) -> Floats:
     """Standardised dense features, their hinges at the knots, and the scaled embedding, shape (n, D)."""
-    dense = (features.dense - arrays["linear.mean"]) / arrays["linear.scale"]
-    dense = np.clip(dense, -DENSE_LIMIT, DENSE_LIMIT).astype(np.float64)
+    dense = standard_dense(features.dense, arrays["linear.mean"], arrays["linear.scale"]).astype(np.float64)
     knots = arrays["linear.knots"]
     hinges = np.maximum(dense[:, :, None] - knots, 0.0)
     return np.hstack([dense, hinges.reshape(len(dense), knots.size), features.embedding * EMBEDDING_SCALE])

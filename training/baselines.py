@@ -16,6 +16,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from threadpoolctl import threadpool_limits
 
+from router.predictor import unit_rows
 from training.dataset import Dataset
 from training.metrics import oracle_scores, random_router_scores
 
@@ -106,7 +107,7 @@ def minilm_knn(
     weak, strong = _pair(train)
     gain = strong - weak
     neighbours = min(NEIGHBOURS, len(train))
-    seen, asked = _unit(train_embeddings), _unit(test_embeddings)
+    seen, asked = unit_rows(train_embeddings), unit_rows(test_embeddings)
     scores = np.empty(len(test))
     for start in range(0, len(test), _CHUNK):
         similarity = asked[start : start + _CHUNK] @ seen.T
@@ -135,7 +136,7 @@ def clusters(
     on that score stands for.
     """
     weak, strong = _pair(train)
-    seen, asked = _unit(train_embeddings), _unit(test_embeddings)
+    seen, asked = unit_rows(train_embeddings), unit_rows(test_embeddings)
     wanted = max(1, min(CLUSTERS, len(train) // ROWS_A_CLUSTER, len({row.tobytes() for row in seen})))
     with threadpool_limits(limits=1):
         found = KMeans(wanted, n_init=1, random_state=seed).fit(seen)
@@ -160,7 +161,7 @@ def matrix_factorisation(
     """
     weak, strong = _pair(train)
     quality = np.stack([weak, strong], axis=1)
-    seen, asked = _with_one(_unit(train_embeddings)), _with_one(_unit(test_embeddings))
+    seen, asked = _with_one(unit_rows(train_embeddings)), _with_one(unit_rows(test_embeddings))
     inputs, models = seen.shape[1], quality.shape[1]
     start = np.random.default_rng(seed).normal(0.0, 0.1, (inputs + models, FACTORS))
     share = np.clip(quality.mean(axis=0), 1e-3, 1.0 - 1e-3)
@@ -245,15 +246,6 @@ def _expected_quality(seen: Any, quality: Floats, asked: Any, seed: int) -> Floa
         )
     probability: Floats = head.predict_proba(asked)[:, 1].astype(np.float64)
     return probability
-
-
-def _unit(embeddings: Embeddings) -> NDArray[np.float32]:
-    """Rows of length 1, so that a product is a cosine; a row of zeros stays one."""
-    rows = np.asarray(embeddings, dtype=np.float32)
-    norms = np.linalg.norm(rows, axis=1, keepdims=True)
-    norms[norms == 0.0] = 1.0
-    unit: NDArray[np.float32] = rows / norms
-    return unit
 
 
 def _with_one(rows: NDArray[np.float32]) -> NDArray[np.float32]:

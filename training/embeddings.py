@@ -16,6 +16,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from router.features import Encoder, Prompt
+from router.predictor import unit_rows
 
 # Prompts a cache entry: small enough that progress shows and that a longer dataset reuses most of a shorter one's.
 CHUNK = 256
@@ -83,10 +84,7 @@ def near_duplicate_groups(
         A merged group bears the name of the group of its first row.
     """
     _, first, member = np.unique(np.asarray(groups), return_index=True, return_inverse=True)
-    rows = np.asarray(embedding, dtype=np.float32)
-    length = np.linalg.norm(rows, axis=1, keepdims=True)
-    length[length == 0.0] = 1.0
-    unit = rows / length
+    unit = unit_rows(embedding)
     pairs = []
     for start in range(0, len(unit), _ROWS_AT_ONCE):
         # Against this chunk and the rows after it: the others have met it already.

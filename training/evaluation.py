@@ -292,9 +292,9 @@ def learned_fold(
         estimator.fit(features.take(train), inside.quality, inside.groups, source_weights(inside.sources))
         chosen = for_quality(estimator.out_of_fold_.score, *_pair(inside), quality=QUALITY_BAR)
         prediction = estimator.predict(asked)
-        alone = {}
+        alone, arrays = {}, prepare(estimator.arrays_)
         for part in parts:
-            quality = predict_part(part, asked, prepare(estimator.arrays_))
+            quality = predict_part(part, asked, arrays)
             alone[part] = quality[:, 1] - quality[:, 0]
     return Fold(prediction, prediction.score > chosen.threshold, alone)
 

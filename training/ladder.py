@@ -19,7 +19,7 @@ from threadpoolctl import threadpool_limits
 
 from router.errors import DatasetError
 from router.features import Features
-from router.predictor import PARTS, Prediction, Predictor
+from router.predictor import PARTS, Prediction, Predictor, unit_rows
 from training.dataset import Dataset, split_folds
 from training.estimator import QualityEstimator, source_weights
 from training.metrics import QUALITY_BAR
@@ -126,7 +126,7 @@ def nearest_neighbours(train: Dataset, seen: Embeddings, asked: Embeddings) -> F
     seen, asked : ndarray, shape (n, d) and (m, d)
         Embeddings of the training prompts and of those asked for.
     """
-    seen, asked = _unit(seen), _unit(asked)
+    seen, asked = unit_rows(seen), unit_rows(asked)
     k = min(NEIGHBOURS, len(seen))
     found = np.empty((len(asked), len(train.targets)))
     for start in range(0, len(asked), 512):  # bounds memory at 512 × rows
@@ -159,7 +159,7 @@ def cluster_means(
     """
     from sklearn.cluster import KMeans
 
-    seen, asked = _unit(seen), _unit(asked)
+    seen, asked = unit_rows(seen), unit_rows(asked)
     model = KMeans(min(CLUSTERS, len(seen)), n_init=4, random_state=seed).fit(seen)
     members = [model.labels_ == cluster for cluster in range(model.n_clusters)]
     overall = np.nanmean(train.quality, axis=0)
@@ -185,12 +185,6 @@ def _scaled(values: Floats) -> Floats:
     low, width = values.min(axis=1, keepdims=True), np.ptp(values, axis=1, keepdims=True)
     scaled: Floats = (values - low) / np.where(width > 0, width, 1.0)
     return scaled
-
-
-def _unit(embeddings: Embeddings) -> Embeddings:
-    rows = np.asarray(embeddings, dtype=np.float32)
-    unit: Embeddings = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
-    return unit
 
 
 # --- Measuring -------------------------------------------------------------------------------------------------------

@@ -133,7 +133,7 @@ def ladder_for_max_cost(prediction: Prediction, singles: Singles, usd_per_1k: fl
     priced = singles.priced
     if not priced.any():
         raise UsageError("a maximum cost needs the costs of all targets, and no row has them: give prices")
-    prediction = Prediction(prediction.targets, prediction.quality[priced], prediction.gain[priced])
+    prediction = prediction.take(priced)
     singles = singles.select(priced)
     sweep = threshold_sweep(prediction, SETTINGS)
     cost = singles.mean_of(sweep)
@@ -211,7 +211,7 @@ def tune_targets(
     if confidence is not None:
         one = np.sort(np.unique(rows.groups, return_index=True)[1])
         rows = rows.select(one)
-        prediction = Prediction(prediction.targets, prediction.quality[one], prediction.gain[one])
+        prediction = prediction.take(one)
     singles = Singles.of(rows)
     if quality is not None and confidence is not None:
         promise = guaranteed_ladder_threshold(prediction, rows.quality, share=quality, confidence=confidence)

@@ -585,8 +585,7 @@ def gain_interval(
     means = [
         float(counts @ gain / counts.sum()) for counts in bootstrap_counts(len(gain), groups, resamples, seed)
     ]
-    low, high = np.percentile(means, [2.5, 97.5])
-    return Interval(value=float(gain.mean()), low=float(low), high=float(high))
+    return percentile_interval(np.array(means), float(gain.mean()))
 
 
 def expected_calibration_error(

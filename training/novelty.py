@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from router.features import Features
-from router.predictor import Array, Arrays, novelty_signs, prepare, standard_dense
+from router.predictor import NOVELTY_LIMIT, Array, Arrays, novelty_signs, prepare, standard_dense
 from training.dataset import split_folds
 from training.estimator import fit_idf, fit_projection
 
@@ -160,7 +160,7 @@ def _fit_dense(features: Features, constant: NDArray[np.bool_]) -> dict[str, Arr
     # A feature that varies elsewhere but not in these rows is a strong sign once it does, but not an infinite one.
     scale = np.maximum(features.dense.std(axis=0), LEAST_SPREAD)
     scale[constant] = np.inf
-    dense = standard_dense(features.dense, mean, scale).astype(np.float64)
+    dense = standard_dense(features.dense, mean, scale, NOVELTY_LIMIT).astype(np.float64)
     covariance = dense.T @ dense / len(dense)
     shrunk = (1.0 - SHRINKAGE) * covariance + SHRINKAGE * np.eye(len(covariance))
     return {

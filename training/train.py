@@ -177,7 +177,7 @@ def _default_of_ladder(prediction: Prediction, dataset: Dataset) -> Threshold:
     if len(rows) < MINIMUM_ROWS:
         how = "untuned: the cheapest target that is not expected to lose"
         return Threshold(value=0.0, how=how, rows=len(dataset))
-    prediction = Prediction(prediction.targets, prediction.quality[rows], prediction.gain[rows])
+    prediction = prediction.take(rows)
     try:
         chosen = ladder_for_quality(prediction, Singles.of(dataset.select(rows)), QUALITY_BAR)
     except UsageError as error:
