@@ -112,7 +112,7 @@ def test_an_unknown_pair_is_named(rows: Labelled) -> None:
 def test_neighbours_are_the_nearest_and_their_mean_leaves_out_what_is_missing(
     rows: Labelled, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("training.ladder.NEIGHBOURS", 2)
+    monkeypatch.setattr("training.baselines.NEIGHBOURS", 2)
     train = dataset_of(rows).select(np.arange(4))
     train.quality[:] = [[1, 0, 0], [0, np.nan, 1], [1, np.nan, 0], [1, np.nan, 0]]
     seen = np.array([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0], [0.1, 0.9]])

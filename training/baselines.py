@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 from typing import Any, Protocol
 
@@ -106,14 +106,19 @@ def minilm_knn(
     """Mean gain of the ``NEIGHBOURS`` training prompts nearest by cosine, or of all where there are fewer."""
     weak, strong = _pair(train)
     gain = strong - weak
-    neighbours = min(NEIGHBOURS, len(train))
-    seen, asked = unit_rows(train_embeddings), unit_rows(test_embeddings)
     scores = np.empty(len(test))
-    for start in range(0, len(test), _CHUNK):
-        similarity = asked[start : start + _CHUNK] @ seen.T
-        nearest = np.argpartition(similarity, -neighbours, axis=1)[:, -neighbours:]
-        scores[start : start + _CHUNK] = gain[nearest].mean(axis=1)
+    for rows, nearest in nearest_rows(train_embeddings, test_embeddings):
+        scores[rows] = gain[nearest].mean(axis=1)
     return scores
+
+
+def nearest_rows(seen: Embeddings, asked: Embeddings) -> Iterator[tuple[slice, NDArray[np.intp]]]:
+    """The ``NEIGHBOURS`` nearest of n rows by cosine, or all where there are fewer: for m rows, some at a time."""
+    known, queries = unit_rows(seen), unit_rows(asked)
+    neighbours = min(NEIGHBOURS, len(known))
+    for start in range(0, len(queries), _CHUNK):
+        rows = slice(start, start + _CHUNK)
+        yield rows, np.argpartition(queries[rows] @ known.T, -neighbours, axis=1)[:, -neighbours:]
 
 
 def average(

@@ -20,6 +20,7 @@ from threadpoolctl import threadpool_limits
 from router.errors import DatasetError
 from router.features import Features
 from router.predictor import PARTS, Prediction, Predictor, unit_rows
+from training.baselines import CLUSTERS, NEAREST_CLUSTERS, nearest_rows
 from training.dataset import Dataset, split_folds
 from training.estimator import QualityEstimator, source_weights
 from training.metrics import QUALITY_BAR
@@ -39,10 +40,6 @@ Embeddings = NDArray[np.floating[Any]]
 
 # Below this many rows a source gets no table of its own.
 MINIMUM_ROWS = 50
-# As the pair's baseline, and as Avengers-Pro (arXiv 2508.12631) has them.
-NEIGHBOURS = 100
-CLUSTERS = 60
-NEAREST_CLUSTERS = 4
 
 
 @dataclass(frozen=True)
@@ -117,7 +114,7 @@ def complete(dataset: Dataset) -> NDArray[np.bool_]:
 
 
 def nearest_neighbours(train: Dataset, seen: Embeddings, asked: Embeddings) -> Floats:
-    """kNN: each target's mean quality over the ``NEIGHBOURS`` training prompts nearest by cosine, shape (m, T).
+    """kNN: each target's mean quality over the training prompts nearest by cosine, shape (m, T).
 
     Parameters
     ----------
@@ -126,12 +123,9 @@ def nearest_neighbours(train: Dataset, seen: Embeddings, asked: Embeddings) -> F
     seen, asked : ndarray, shape (n, d) and (m, d)
         Embeddings of the training prompts and of those asked for.
     """
-    seen, asked = unit_rows(seen), unit_rows(asked)
-    k = min(NEIGHBOURS, len(seen))
     found = np.empty((len(asked), len(train.targets)))
-    for start in range(0, len(asked), 512):  # bounds memory at 512 × rows
-        nearest = np.argpartition(asked[start : start + 512] @ seen.T, -k, axis=1)[:, -k:]
-        found[start : start + 512] = _means(train.quality[nearest], np.nanmean(train.quality, axis=0))
+    for rows, nearest in nearest_rows(seen, asked):
+        found[rows] = _means(train.quality[nearest], np.nanmean(train.quality, axis=0))
     return found
 
 
