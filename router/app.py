@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import time
 import traceback
 import uuid
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
@@ -21,13 +19,12 @@ from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
 from router import __version__
-from router.decision import Decision, RequestFacts, decide, needs_prediction
-from router.dispatch import Dispatcher, Stream
+from router.decision import Decision, RequestFacts
+from router.dispatch import Stream
 from router.errors import RequestError, RouterError, UpstreamError
 from router.features import Prompt
-from router.metrics import CONTENT_TYPE, Metrics
-from router.policy import Policy
-from router.predictor import Prediction
+from router.gateway import Gateway, load_gateway
+from router.metrics import CONTENT_TYPE
 from router.schemas import error_body, read_chat, read_facts, read_route, request_id, route_answer, to_json
 from router.settings import Settings, load_settings
 from router.upstream import Usage
@@ -38,91 +35,6 @@ T = TypeVar("T")
 
 # nginx's status for a client that went away before its answer. It is logged and counted; nobody receives it.
 CLIENT_GONE = 499
-
-
-class PromptPredictor(Protocol):
-    """What the server needs of a :class:`router.predictor.Predictor`."""
-
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def targets(self) -> tuple[str, ...]: ...
-
-    @property
-    def threshold(self) -> float: ...
-
-    def predict(self, prompts: Sequence[Prompt]) -> Prediction: ...
-
-
-class Gateway:
-    """What the requests of one application share.
-
-    Parameters
-    ----------
-    policy : Policy
-    predictor : PromptPredictor or None
-        None where the policy predicts nothing.
-    environment : mapping, optional
-        Where the providers' keys are; the process's own by default.
-
-    Raises
-    ------
-    PolicyError
-        The policy's predictions do not fit the bundle's targets.
-    """
-
-    def __init__(
-        self,
-        policy: Policy,
-        predictor: PromptPredictor | None,
-        environment: Mapping[str, str] | None = None,
-    ) -> None:
-        self.policy_hash = policy.hash
-        self.policy = policy.bound_to(predictor.targets, predictor.threshold) if predictor else policy
-        self.predictor = predictor
-        self.dispatcher = Dispatcher(policy.targets, environment)
-        self.metrics = Metrics()
-        self.started = int(time.time())
-        # The encoder releases the GIL, so prompts run beside one another; more threads than cores only queue.
-        self._executor = ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="predict")
-
-    @property
-    def bundle(self) -> str | None:
-        """The loaded bundle's name."""
-        return self.predictor.name if self.predictor else None
-
-    async def decide(self, facts: RequestFacts, prompt: Callable[[], Prompt]) -> Decision:
-        """Decide on one request; ``prompt`` is called, off the event loop, where a prediction is needed."""
-        if not needs_prediction(facts, self.policy):
-            return decide(facts, self.policy)
-        loop = asyncio.get_running_loop()
-        prediction = await loop.run_in_executor(self._executor, self._predict, prompt)
-        return decide(facts, self.policy, prediction)
-
-    def _predict(self, prompt: Callable[[], Prompt]) -> Prediction:
-        assert self.predictor is not None
-        return self.predictor.predict([prompt()])
-
-    async def close(self) -> None:
-        """Let the prediction threads end, and close the connections to the providers."""
-        await self.dispatcher.close()
-        self._executor.shutdown(wait=False, cancel_futures=True)
-
-
-def load_gateway(settings: Settings, policy: Policy) -> Gateway:
-    """Load the bundle, where the policy predicts or the settings name one, and check that the two fit.
-
-    Raises
-    ------
-    BundleError, EncoderError, PolicyError
-    """
-    if settings.bundle is None and not policy.uses_prediction():
-        return Gateway(policy, None)
-    from router.bundle import default_bundle_dir
-    from router.predictor import load_predictor
-
-    return Gateway(policy, load_predictor(settings.bundle or default_bundle_dir()))
 
 
 def create_app(settings: Settings | None = None, gateway: Gateway | None = None) -> FastAPI:
@@ -171,7 +83,7 @@ def create_app(settings: Settings | None = None, gateway: Gateway | None = None)
     async def models(request: Request) -> Response:
         data = [
             {"id": name, "object": "model", "created": gateway.started, "owned_by": "router"}
-            for name in gateway.policy.names()
+            for name in gateway.in_force.policy.names()
         ]
         return _json_response({"object": "list", "data": data})
 
@@ -184,8 +96,8 @@ def create_app(settings: Settings | None = None, gateway: Gateway | None = None)
         dispatch = gateway.dispatcher.state
         state = {
             "status": "unavailable" if dispatch == "failed" else "ready",
-            "bundle": gateway.bundle,
-            "policy": gateway.policy_hash,
+            "bundle": gateway.in_force.bundle,
+            "policy": gateway.in_force.version,
             "dispatch": dispatch,
         }
         if dispatch == "failed":
@@ -226,6 +138,7 @@ class Exchange:
     decision_ms: float = 0.0
 
     def __post_init__(self) -> None:
+        self.in_force = self.gateway.in_force
         self.id = request_id(self.request.headers) or f"req_{uuid.uuid4().hex}"
         self.path = self.request.url.path
 
@@ -248,7 +161,7 @@ class Exchange:
 
     async def body(self) -> bytes:
         """All of the request's body; :class:`RequestError` 413 as soon as it is over the limit."""
-        limit = self.gateway.policy.limits.body_bytes
+        limit = self.in_force.policy.limits.body_bytes
         length = self.request.headers.get("content-length", "")
         if length.isdecimal() and int(length) > limit:
             raise _too_large(limit)
@@ -264,7 +177,7 @@ class Exchange:
     async def decide(self, facts: RequestFacts, prompt: Callable[[], Prompt]) -> Decision:
         """Decide, and take the time."""
         started = time.perf_counter()
-        self.decision = await self.gateway.decide(facts, prompt)
+        self.decision = await self.gateway.decide(self.in_force, facts, prompt)
         seconds = time.perf_counter() - started
         self.decision_ms = seconds * 1e3
         self.gateway.metrics.decided(self.decision, seconds)
@@ -377,14 +290,15 @@ async def _gone(receive: Receive) -> None:
 
 async def _chat(exchange: Exchange) -> Response:
     chat = read_chat(await exchange.body())
-    facts = read_facts(chat.body, exchange.request.headers, exchange.gateway.policy.limits)
+    facts = read_facts(chat.body, exchange.request.headers, exchange.in_force.policy.limits)
 
     async def dispatch() -> Response:
         decision = await exchange.decide(facts, chat.prompt)
+        to = exchange.in_force.destination(decision.target)
         dispatcher = exchange.gateway.dispatcher
         if chat.stream:
-            return EventStream(await dispatcher.stream(decision.target, chat.body), exchange)
-        answer = await dispatcher.complete(decision.target, chat.body)
+            return EventStream(await dispatcher.stream(to, chat.body), exchange)
+        answer = await dispatcher.complete(to, chat.body)
         _count_usage(exchange, answer.usage)
         return Response(answer.body, headers=exchange.headers(), media_type="application/json")
 
@@ -392,7 +306,7 @@ async def _chat(exchange: Exchange) -> Response:
 
 
 async def _route(exchange: Exchange) -> Response:
-    limits = exchange.gateway.policy.limits
+    limits = exchange.in_force.policy.limits
     body = read_route(await exchange.body(), limits)
     facts = read_facts(body.body, exchange.request.headers, limits)
 
@@ -400,7 +314,7 @@ async def _route(exchange: Exchange) -> Response:
         answers = []
         for index in range(len(body)):
             decision = await exchange.decide(facts, partial(body.prompt, index))
-            answers.append(route_answer(decision, exchange.gateway.bundle, exchange.decision_ms))
+            answers.append(route_answer(decision, exchange.in_force.bundle, exchange.decision_ms))
         return answers
 
     answers = await unless_gone(exchange.request.receive, decisions())
@@ -413,7 +327,7 @@ async def _route(exchange: Exchange) -> Response:
 def _count_usage(exchange: Exchange, usage: Usage | None) -> None:
     decision = exchange.decision
     if decision is not None:
-        target = exchange.gateway.policy.targets[decision.target]
+        target = exchange.in_force.policy.targets[decision.target]
         exchange.gateway.metrics.used(decision.target, usage, target.prices)
 
 

@@ -21,8 +21,8 @@ from router import __version__
 from router.errors import RouterError, UsageError, run_command
 
 if TYPE_CHECKING:
-    from router.app import Gateway
     from router.features import Prompt
+    from router.gateway import Gateway
     from router.policy import Policy
     from router.predictor import Predictor
     from router.settings import Settings
@@ -90,7 +90,8 @@ def serve(
     """
     import uvicorn
 
-    from router.app import create_app, load_gateway
+    from router.app import create_app
+    from router.gateway import load_gateway
     from router.settings import load_settings
 
     settings, in_force = load_settings(
@@ -239,8 +240,8 @@ def _listen(host: str, port: int) -> socket.socket:
 def _greeting(url: str, settings: Settings, policy: Policy, gateway: Gateway) -> Iterator[str]:
     """What is served, and what is missing."""
     yield f"router {__version__} on {url}"
-    yield f"  policy   {settings.policy} ({gateway.policy_hash})"
-    yield f"  bundle   {gateway.bundle or 'none: the policy predicts nothing'}"
+    yield f"  policy   {settings.policy} ({gateway.in_force.version})"
+    yield f"  bundle   {gateway.in_force.bundle or 'none: the policy predicts nothing'}"
     for name, target in policy.targets.items():
         yield f"  target   {name}: {target.model}"
     for line in policy.missing_keys(os.environ):

@@ -26,7 +26,7 @@ import re
 import threading
 import time
 import warnings
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -128,11 +128,10 @@ class Stream:
     An error of the provider is the last event. ``usage`` and ``error`` are known when the stream has ended.
     """
 
-    def __init__(self, chunks: Chunks, first: Chunk | None, target: Target, scrub: Scrubber) -> None:
+    def __init__(self, chunks: Chunks, first: Chunk | None, to: Destination) -> None:
         self._chunks = chunks
         self._first = first
-        self._target = target
-        self._scrub = scrub
+        self._to = to
         self.usage: Usage | None = None
         self.error: UpstreamError | None = None
 
@@ -143,9 +142,9 @@ class Stream:
                 data, usage = chunk
                 self.usage = usage or self.usage
                 yield b"data: " + data + b"\n\n"
-                chunk = await _next(self._chunks, self._target.timeout)
+                chunk = await _next(self._chunks, self._to.target.timeout)
         except Exception as error:
-            self.error = upstream_error(error, self._target, self._scrub)
+            self.error = upstream_error(error, self._to.target, self._to.scrub)
             yield b"data: " + to_json(error_body(self.error)) + b"\n\n"
         else:
             yield b"data: [DONE]\n\n"
@@ -155,22 +154,21 @@ class Stream:
         await self._chunks.aclose()
 
 
+@dataclass(frozen=True, slots=True)
+class Destination:
+    """Where one request goes: a target, the key it is called with, and what keeps keys out of messages."""
+
+    name: str
+    target: Target
+    key: str | None
+    scrub: Scrubber
+
+
 class Dispatcher:
-    """Sends requests to targets.
+    """Sends requests to destinations. One serves the whole process, whatever policy is in force."""
 
-    Parameters
-    ----------
-    targets : mapping of str to Target
-        By name; whose keys are kept out of all messages.
-    environment : mapping
-        Where the keys are.
-    """
-
-    def __init__(self, targets: Mapping[str, Target], environment: Mapping[str, str] | None = None) -> None:
-        self._environment = os.environ if environment is None else environment
-        self._targets = dict(targets)
+    def __init__(self) -> None:
         self._loading: asyncio.Task[None] | None = None
-        self._scrub = Scrubber([_key(target, self._environment) or "" for target in targets.values()])
 
     @property
     def state(self) -> State:
@@ -194,7 +192,7 @@ class Dispatcher:
         if self.state == "ready":
             await close_connections()
 
-    async def complete(self, name: str, body: Mapping[str, Any]) -> Answer:
+    async def complete(self, to: Destination, body: Mapping[str, Any]) -> Answer:
         """Send a chat completion and wait for all of it.
 
         Raises
@@ -205,25 +203,24 @@ class Dispatcher:
             The target cannot take a field of the body.
         """
         await self._loaded()
-        return await _whole(name, self._targets[name], body, self._environment, self._scrub)
+        return await _whole(to, body)
 
-    async def stream(self, name: str, body: Mapping[str, Any]) -> Stream:
+    async def stream(self, to: Destination, body: Mapping[str, Any]) -> Stream:
         """Send a chat completion and wait for the first chunk, so that an error still has its status.
 
         Raises as :meth:`complete` does; what goes wrong later is the stream's last event.
         """
         await self._loaded()
-        target = self._targets[name]
-        chunks = await _chunks(name, target, body, self._environment, self._scrub)
+        chunks = await _chunks(to, body)
         try:
-            first = await _next(chunks, target.timeout)
+            first = await _next(chunks, to.target.timeout)
         except Exception as error:
             await chunks.aclose()
-            raise upstream_error(error, target, self._scrub) from None
+            raise upstream_error(error, to.target, to.scrub) from None
         except BaseException:  # cancelled: the client went away
             await chunks.aclose()
             raise
-        return Stream(chunks, first, target, self._scrub)
+        return Stream(chunks, first, to)
 
     async def _loaded(self) -> None:
         self.warm_up()
@@ -263,9 +260,11 @@ async def complete(
         The provider's error with its status.
     """
     target = Target(model=model, api_base=api_base, api_key_env=api_key_env, prices=prices, timeout=timeout)
-    scrub = Scrubber([_key(target, os.environ) or ""])
     await asyncio.to_thread(_litellm)
-    answer = await _whole(model, target, {"messages": list(messages), **params}, os.environ, scrub)
+    answer = await _whole(
+        destination(model, target, os.environ, scrubber([target], os.environ)),
+        {"messages": list(messages), **params},
+    )
     usage = answer.usage or Usage(0, 0)
     data = json.loads(answer.body)
     try:
@@ -283,56 +282,73 @@ async def close_connections() -> None:
     litellm.in_memory_llm_clients_cache.flush_cache()  # it would hand out closed ones
 
 
-async def _whole(
-    name: str, target: Target, body: Mapping[str, Any], environment: Mapping[str, str], scrub: Scrubber
-) -> Answer:
+def scrubber(targets: Iterable[Target], environment: Mapping[str, str]) -> Scrubber:
+    """What keeps the keys of these targets out of messages."""
+    return Scrubber([_key(target, environment) or "" for target in targets])
+
+
+def destination(name: str, target: Target, environment: Mapping[str, str], scrub: Scrubber) -> Destination:
+    """A target with its key from the environment.
+
+    Raises
+    ------
+    UpstreamError
+        Status 401: the target needs a key, and none is set.
+    """
+    key = _key(target, environment)
+    if target.api_key_env is not None and not key:
+        raise UpstreamError(
+            f"The target {name} needs a key: {target.api_key_env} is not set where the server runs.",
+            status=401,
+            type="authentication_error",
+            code="provider_key_missing",
+        )
+    return Destination(name, target, key, scrub)
+
+
+async def _whole(to: Destination, body: Mapping[str, Any]) -> Answer:
     """One request and all of its answer; errors as :class:`UpstreamError`."""
     body = {field: value for field, value in body.items() if field not in ("stream", "stream_options")}
-    send = _sender(name, target, body, environment, scrub)
+    send = _sender(to, body)
     try:
-        async with asyncio.timeout(target.timeout):
+        async with asyncio.timeout(to.target.timeout):
             response = await _unless_stale(send)
             if isinstance(response, httpx.Response):
-                return Answer(*await passthrough.whole(response, target, scrub))
+                return Answer(*await passthrough.whole(response, to.target, to.scrub))
             data = _completion(response)
     except Exception as error:
-        raise upstream_error(error, target, scrub) from None
+        raise upstream_error(error, to.target, to.scrub) from None
     return Answer(to_json(data), usage_of(data))
 
 
-async def _chunks(
-    name: str, target: Target, body: Mapping[str, Any], environment: Mapping[str, str], scrub: Scrubber
-) -> Chunks:
+async def _chunks(to: Destination, body: Mapping[str, Any]) -> Chunks:
     """One request and the chunks of its answer; errors before the first as :class:`UpstreamError`."""
     body = {**body, "stream": True}
-    send = _sender(name, target, body, environment, scrub)
+    send = _sender(to, body)
     try:
-        async with asyncio.timeout(target.timeout):
+        async with asyncio.timeout(to.target.timeout):
             response = await _unless_stale(send)
             if isinstance(response, httpx.Response):
-                return passthrough.events(response, target, scrub)
+                return passthrough.events(response, to.target, to.scrub)
             return _translated(response)
     except Exception as error:
-        raise upstream_error(error, target, scrub) from None
+        raise upstream_error(error, to.target, to.scrub) from None
 
 
-def _sender(
-    name: str, target: Target, body: Mapping[str, Any], environment: Mapping[str, str], scrub: Scrubber
-) -> Callable[[], Awaitable[Any]]:
+def _sender(to: Destination, body: Mapping[str, Any]) -> Callable[[], Awaitable[Any]]:
     """What sends a body: awaited, it gives an httpx.Response where bodies pass through, litellm's answer otherwise."""
-    key = _usable_key(name, target, environment)
-    if not target.echo and _dialect(target.model, target.api_base)[2] == "verbatim":
-        return lambda: _pass(target, body, key, scrub)
-    arguments = _arguments(name, target, body, key)
+    if not to.target.echo and _dialect(to.target.model, to.target.api_base)[2] == "verbatim":
+        return lambda: _pass(to, body)
+    arguments = _arguments(to.name, to.target, body, to.key)
     return lambda: _litellm().acompletion(**arguments)
 
 
-async def _pass(target: Target, body: Mapping[str, Any], key: str | None, scrub: Scrubber) -> httpx.Response:
+async def _pass(to: Destination, body: Mapping[str, Any]) -> httpx.Response:
     from litellm.llms.custom_httpx.http_handler import get_async_httpx_client
 
     client = get_async_httpx_client("openai").client
-    _, model, _ = _dialect(target.model, target.api_base)
-    return await passthrough.send(client, target, model, _without_mode(body), key, scrub)
+    _, model, _ = _dialect(to.target.model, to.target.api_base)
+    return await passthrough.send(client, to.target, model, _without_mode(body), to.key, to.scrub)
 
 
 async def _translated(chunks: Any) -> Chunks:
@@ -344,18 +360,6 @@ async def _translated(chunks: Any) -> Chunks:
                 yield to_json(data), usage_of(data)
     finally:
         await chunks.aclose()
-
-
-def _usable_key(name: str, target: Target, environment: Mapping[str, str]) -> str | None:
-    key = _key(target, environment)
-    if target.api_key_env is not None and not key:
-        raise UpstreamError(
-            f"The target {name} needs a key: {target.api_key_env} is not set where the server runs.",
-            status=401,
-            type="authentication_error",
-            code="provider_key_missing",
-        )
-    return key
 
 
 def _listed_cost(model: str, usage: Usage) -> float | None:

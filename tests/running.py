@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 from provider import Provider, provider, serve
 
-from router.app import Gateway, create_app
+from router.app import create_app
 from router.features import Prompt
+from router.gateway import Gateway
 from router.policy import Policy
 from router.predictor import Prediction
 

@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 from running import ENVIRONMENT, Running, WordPredictor, policy, running
 
-from router.app import Gateway, create_app
+from router.app import create_app
 from router.errors import PolicyError
 from router.features import prompt_from_text
+from router.gateway import Gateway
 from router.policy import Policy
 from router.predictor import Prediction, load_predictor
 
@@ -463,7 +464,7 @@ def test_health_and_readiness(http: httpx.Client, router: Running) -> None:
     assert ready.json() == {
         "status": "ready",
         "bundle": "words@0",
-        "policy": router.gateway.policy_hash,
+        "policy": router.gateway.in_force.version,
         "dispatch": "ready",
     }
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from provider import Provider, provider
 
-from router.dispatch import Dispatcher, close_connections, complete
+from router.dispatch import Dispatcher, close_connections, complete, destination, scrubber
 from router.errors import UpstreamError
 from router.policy import Prices, Target
 from router.upstream import Scrubber
@@ -28,9 +28,10 @@ def upstream() -> Iterator[Provider]:
 
 def send(target: Target, body: dict[str, Any], **environment: str) -> Any:
     async def once() -> Any:
-        dispatcher = Dispatcher({"t": target}, environment)
+        dispatcher = Dispatcher()
+        to = destination("t", target, environment, scrubber([target], environment))
         try:
-            return await dispatcher.complete("t", {"messages": ASK, **body})
+            return await dispatcher.complete(to, {"messages": ASK, **body})
         finally:
             await dispatcher.close()
 
@@ -118,9 +119,11 @@ def test_a_connection_that_went_stale_is_opened_anew_once(closes: int) -> None:
         server = await asyncio.start_server(handle, "127.0.0.1", 0)
         port = server.sockets[0].getsockname()[1]
         target = Target(model="openai/small", api_base=f"http://127.0.0.1:{port}/v1")
-        dispatcher = Dispatcher({"t": target}, {})
+        dispatcher = Dispatcher()
         try:
-            return await dispatcher.complete("t", {"messages": ASK})
+            return await dispatcher.complete(
+                destination("t", target, {}, scrubber([], {})), {"messages": ASK}
+            )
         finally:
             await dispatcher.close()
             server.close()
