@@ -34,6 +34,8 @@ _HASHED_FILES = (ESTIMATOR_FILE, SEEN_FILE, PROBES_FILE)
 # A bundle over this is refused at saving: it is copied, committed and loaded at start.
 MAXIMUM_BYTES = 30 * 2**20
 
+_DEFAULT_ENCODER = "all-MiniLM-L6-v2-2-layers-int8"
+
 Array = NDArray[Any]
 
 
@@ -327,3 +329,8 @@ def default_encoders_dir() -> Path:
 
 def _sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def default_encoder_dir() -> Path:
+    """The encoder that training takes where none is named."""
+    return default_encoders_dir() / _DEFAULT_ENCODER

@@ -720,10 +720,10 @@ def _priced(dataset: Dataset, prices_file: Path | None) -> Dataset:
 
 
 def _encoder(location: str | None) -> Encoder:
-    from router.bundle import default_encoders_dir
+    from router.bundle import default_encoder_dir
     from router.features import load_encoder
 
-    return load_encoder(location or default_encoders_dir() / "all-MiniLM-L6-v2-3-layers-int8")
+    return load_encoder(location or default_encoder_dir())
 
 
 def _predictor(bundle: Path) -> Predictor:
