@@ -34,7 +34,23 @@ class PromptPredictor(Protocol):
     @property
     def threshold(self) -> float: ...
 
+    @property
+    def bars(self) -> Mapping[float, float]: ...
+
+    @property
+    def knows_steps(self) -> bool: ...
+
     def predict(self, prompts: Sequence[Prompt]) -> Prediction: ...
+
+
+def bound(policy: Policy, predictor: PromptPredictor) -> Policy:
+    """The policy with what the bundle leaves to be spelled out; :class:`PolicyError` where the two do not fit."""
+    return policy.bound_to(
+        predictor.targets,
+        predictor.threshold,
+        bars=predictor.bars,
+        knows_steps=predictor.knows_steps,
+    )
 
 
 class InForce:
@@ -61,7 +77,7 @@ class InForce:
         environment: Mapping[str, str] | None = None,
     ) -> None:
         self.version = policy.hash
-        self.policy = policy.bound_to(predictor.targets, predictor.threshold) if predictor else policy
+        self.policy = policy if predictor is None else bound(policy, predictor)
         self.predictor = predictor
         self._environment = os.environ if environment is None else environment
         self._scrub = scrubber(policy.targets.values(), self._environment)

@@ -111,7 +111,8 @@ def test_auto_is_the_default_tier_whatever_its_name(tmp_path: Path) -> None:
 
 
 def test_names_leave_out_patterns(whole: Policy) -> None:
-    assert whole.names() == ["auto", "balanced", "cheap", "frontier", "local", "gpt-4o", "mini"]
+    with_mode = ["balanced:plan", "balanced:commit", "balanced:code"]
+    assert whole.names() == ["auto", "balanced", "cheap", "frontier", "local", *with_mode, "gpt-4o", "mini"]
 
 
 def test_bound_to_a_bundle(whole: Policy) -> None:
@@ -212,7 +213,7 @@ def test_cost_counts_cached_tokens_at_their_own_prices() -> None:
         ("mini: cheap", "local: cheap", r":21: aliases\.local: is the name of a target or a tier already$"),
         ("  local:", "  predict:", r":15: targets\.predict: predict is a word of the tiers"),
         ("  local:", "  balanced:", r"tiers\.balanced: is the name of a target too$"),
-        ("  local:", "  cheap:", r":15: targets\.cheap is there already, on line 3$"),
+        ("  local:", "  cheap:", r":15: targets\.cheap: is there already, on line 3$"),
         ("  local:", '  "a b":', r":15: targets\.a b: may not be written so"),
         ("  local:", '  "x\\r\\ny":', r"may not be written so"),
         ("port: 9000", "port: 99999", r":23: server\.port: "),
