@@ -620,6 +620,11 @@ def default_policy_path() -> Path:
     return Path(str(resources.files("router").joinpath("default_policy.yaml")))
 
 
+def example_policy_path() -> Path:
+    """A policy with public models and their prices to start one's own from: every field, explained."""
+    return Path(str(resources.files("router").joinpath("example_policy.yaml")))
+
+
 def load_policy(path: Path) -> Policy:
     """Read and check a policy file: YAML, or JSON where the name ends in ``.json``.
 
