@@ -2,9 +2,8 @@
 
 The estimate of tokens, for models whose tokenizer is not here, so that it rather says too many than too few: a letter or a
 white space is .25 of a token, any other ASCII character (digits, punctuation) .65, each UTF-8 byte beyond ASCII .5, a message
-or a part of one 4 more. Against cl100k, o200k and Anthropic's published tokenizer it lies between .7 and 1.5 times the truth
-on code, prose, JSON, logs, digests, Chinese, Japanese and Korean; it says up to 3.5 times too many for scripts that the newest
-tokenizers have words for (Cyrillic, Devanagari, Thai).
+or a part of one 4 more. Beside OpenAI's cl100k and Anthropic's published tokenizer it says .95 to 1.5 times the truth on code,
+prose, JSON, Chinese and Japanese, .8 at least on digests, logs and lists of versions, and up to 2.1 times on Cyrillic.
 """
 
 from __future__ import annotations
