@@ -270,8 +270,14 @@ class _Case:
             return replace(decision, trail=tuple(self.trail))
         tokens = Tokens(input=needs.tokens, output=needs.room)
         for name in self.policy.dearer(decision.target, tokens):
-            if self._may_use(name) and self._may_move_to(name) and lacks(self.policy.targets[name], needs) is None:
-                self._note("capability", f"{decision.target} {lack.words}; the next above that can take it: {name}")
+            if (
+                self._may_use(name)
+                and self._may_move_to(name)
+                and lacks(self.policy.targets[name], needs) is None
+            ):
+                self._note(
+                    "capability", f"{decision.target} {lack.words}; the next above that can take it: {name}"
+                )
                 return replace(
                     decision,
                     target=name,

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-
 from router.capability import Needs
 from router.decision import Decision, decide, needs_prediction
 from router.gateway import InForce
@@ -85,15 +84,15 @@ def summary(policy: Policy) -> Iterator[str]:
 def shortcomings(policy: Policy, environment: Mapping[str, str]) -> Iterator[str]:
     """What a valid policy leaves to be desired, a line each: keys that are not set, targets without prices."""
     yield from policy.missing_keys(environment)
-    unpriced = [
-        name for name, target in policy.targets.items() if target.prices is None and not target.echo
-    ]
+    unpriced = [name for name, target in policy.targets.items() if target.prices is None and not target.echo]
     if unpriced:
         yield f"no prices for {', '.join(unpriced)}: their requests cost nothing by the metrics"
 
 
 def _price(prices: Prices | None) -> str:
-    return "no prices" if prices is None else f"${prices.input:g} in and ${prices.output:g} out a million tokens"
+    return (
+        "no prices" if prices is None else f"${prices.input:g} in and ${prices.output:g} out a million tokens"
+    )
 
 
 def _choice(tier: Tier, choice: ModeChoice) -> str:
@@ -122,6 +121,10 @@ def _conditions(rule: StepRule) -> str:
         *((f"over {rule.larger_than:,} characters",) if rule.larger_than is not None else ()),
         *((f"under {rule.smaller_than:,} characters",) if rule.smaller_than is not None else ()),
         *(("an error" if rule.error else "no error",) if rule.error is not None else ()),
-        *(("a failed test" if rule.failed_test else "no failed test",) if rule.failed_test is not None else ()),
+        *(
+            ("a failed test" if rule.failed_test else "no failed test",)
+            if rule.failed_test is not None
+            else ()
+        ),
     ]
     return ", ".join(said) or "any tool result"

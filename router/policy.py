@@ -10,7 +10,7 @@ import fnmatch
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -457,7 +457,10 @@ class Policy(_Section):
     def names(self) -> list[str]:
         """What a client can ask for by ``model``: tiers, targets, tiers with a mode, and aliases that are not patterns."""
         auto = [AUTO] if self.default_tier is not None and AUTO not in self.tiers else []
-        tiers = {**({AUTO: self.tiers[self.default_tier]} if auto and self.default_tier else {}), **self.tiers}
+        tiers = {
+            **({AUTO: self.tiers[self.default_tier]} if auto and self.default_tier else {}),
+            **self.tiers,
+        }
         with_mode = [f"{name}:{mode}" for name, tier in tiers.items() for mode in tier.modes]
         plain = [alias for alias in self.aliases if not any(sign in alias for sign in "*?[")]
         return [*tiers, *self.targets, *with_mode, *plain]
@@ -526,7 +529,9 @@ class _Misfit(Exception):
         self.problem = Problem(where, what)
 
 
-def _policy_error(problems: Sequence[Problem], path: Path | str = "", lines: Mapping[Loc, int] | None = None) -> PolicyError:
+def _policy_error(
+    problems: Sequence[Problem], path: Path | str = "", lines: Mapping[Loc, int] | None = None
+) -> PolicyError:
     first = _placed(problems[0], path, lines or {}) if path else str(problems[0])
     more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
     return PolicyError(f"{first}{more}", tuple(problems))
@@ -784,7 +789,10 @@ def _wrong_references(policy: Policy) -> Iterator[tuple[Loc, str]]:
         if name in policy.targets:
             yield at, "is the name of a target too"
         if tier.predict is None and (key := next(tier.predicts(), None)) is not None:
-            yield (*at, *key.split(".", 1)), f"says {PREDICT}, but the tier has no predict section; name a target"
+            yield (
+                (*at, *key.split(".", 1)),
+                f"says {PREDICT}, but the tier has no predict section; name a target",
+            )
         yield from _wrong_steps(policy, (*at, "steps"), tier.steps)
         chosen: list[tuple[Loc, str]] = [
             (("modes", mode), choice) for mode, choice in tier.modes.items() if isinstance(choice, str)

@@ -154,7 +154,7 @@ def wants_trail(headers: Mapping[str, str], limits: Limits) -> bool:
 
 def trail_header(trail: Trail) -> str:
     """A decision's stages as one line of ASCII."""
-    return "; ".join(f"{stage}={outcome}" for stage, outcome in trail).encode("ascii", "replace").decode()
+    return " | ".join(f"{stage}={outcome}" for stage, outcome in trail).encode("ascii", "replace").decode()
 
 
 def read_object(content: bytes) -> dict[str, Any]:

@@ -46,7 +46,10 @@ def conversation(messages: int = 50) -> bytes:
         "properties": {f"field_{k}": {"type": "string", "description": "A field."} for k in range(8)},
     }
     tools = [
-        {"type": "function", "function": {"name": f"tool_{k}", "description": "A tool. " * 20, "parameters": schema}}
+        {
+            "type": "function",
+            "function": {"name": f"tool_{k}", "description": "A tool. " * 20, "parameters": schema},
+        }
         for k in range(20)
     ]
     return json.dumps({"model": "top", "messages": body, "tools": tools}).encode()

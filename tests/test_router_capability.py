@@ -16,14 +16,19 @@ ROOT = Path(__file__).parent.parent
 TEXTS = {
     "code": (ROOT / "router" / "predictor.py").read_text(encoding="utf-8"),
     "prose": (ROOT / "README.md").read_text(encoding="utf-8")[:20_000],
-    "json": json.dumps(json.loads((ROOT / "models" / "default" / "manifest.json").read_text(encoding="utf-8"))),
+    "json": json.dumps(
+        json.loads((ROOT / "models" / "default" / "manifest.json").read_text(encoding="utf-8"))
+    ),
     "digests": "\n".join(hashlib.sha256(bytes([i])).hexdigest() for i in range(100)),
     "table": "\n".join(f"{i * 7919 % 100003},{i * 104729 % 99991},{i}" for i in range(500)),
     "html": '<div class="row"><a href="/x?y=1">link</a><span>text</span></div>\n' * 100,
     "chinese": "机器学习是人工智能的一个分支，它使用数据和算法来模仿人类的学习方式，逐步提高其准确性。" * 20,
-    "japanese": "機械学習とは、コンピュータがデータから学習し、予測や判断を行う技術です。カタカナも含まれます。" * 20,
-    "russian": "Машинное обучение — это раздел искусственного интеллекта, изучающий методы построения алгоритмов." * 20,
-    "german": "Maschinelles Lernen ist die künstliche Erzeugung von Wissen aus Erfahrung: Größen, Übungen. " * 20,
+    "japanese": "機械学習とは、コンピュータがデータから学習し、予測や判断を行う技術です。カタカナも含まれます。"
+    * 20,
+    "russian": "Машинное обучение — это раздел искусственного интеллекта, изучающий методы построения алгоритмов."
+    * 20,
+    "german": "Maschinelles Lernen ist die künstliche Erzeugung von Wissen aus Erfahrung: Größen, Übungen. "
+    * 20,
 }
 
 
@@ -80,14 +85,21 @@ def test_an_image_counts_as_one_and_not_by_its_characters() -> None:
     [
         ({"messages": [{"role": "user", "content": "x"}]}, set()),
         ({"messages": [{"role": "user", "content": [PNG]}]}, {"images"}),
-        ({"messages": [{"role": "user", "content": [{"type": "image", "source": {"type": "base64"}}]}]}, {"images"}),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image", "source": {"type": "base64"}}]}]},
+            {"images"},
+        ),
         (
             {
                 "messages": [
                     {
                         "role": "user",
                         "content": [
-                            {"type": "tool_result", "tool_use_id": "t", "content": [{"type": "image", "source": {}}]}
+                            {
+                                "type": "tool_result",
+                                "tool_use_id": "t",
+                                "content": [{"type": "image", "source": {}}],
+                            }
                         ],
                     }
                 ]
@@ -96,10 +108,19 @@ def test_an_image_counts_as_one_and_not_by_its_characters() -> None:
         ),
         ({"input": [{"role": "user", "content": [{"type": "input_image", "image_url": "x"}]}]}, {"images"}),
         ({"input": [{"type": "function_call_output", "output": [{"type": "input_file"}]}]}, {"files"}),
-        ({"messages": [{"role": "user", "content": [{"type": "input_audio", "input_audio": {}}]}]}, {"audio"}),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "input_audio", "input_audio": {}}]}]},
+            {"audio"},
+        ),
         ({"messages": [{"role": "user", "content": [{"type": "file", "file": {}}]}]}, {"files"}),
-        ({"messages": [{"role": "user", "content": [{"type": "document", "source": {"type": "base64"}}]}]}, {"files"}),
-        ({"messages": [{"role": "user", "content": [{"type": "document", "source": {"type": "text"}}]}]}, set()),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "document", "source": {"type": "base64"}}]}]},
+            {"files"},
+        ),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "document", "source": {"type": "text"}}]}]},
+            set(),
+        ),
         ({"messages": [], "tools": [{"type": "function"}]}, {"tools"}),
         ({"messages": [], "tools": []}, set()),
         ({"messages": [], "response_format": {"type": "json_schema", "json_schema": {}}}, {"json_schema"}),

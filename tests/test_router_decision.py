@@ -377,7 +377,9 @@ def test_capability_stays_within_what_the_client_may_use_and_within_the_tier_tha
     long = says("a" * 100_000)
     allowed = frozenset(("cheap", "far"))
     assert decide(RequestFacts(content=long, allowed=allowed), full(), prediction(0.0)).target == "far"
-    with pytest.raises(RequestError, match=r"goes to tiny, which has a context window of 8,000 tokens") as caught:
+    with pytest.raises(
+        RequestError, match=r"goes to tiny, which has a context window of 8,000 tokens"
+    ) as caught:
         decide(RequestFacts("small", content=long), full())
     assert (caught.value.status, caught.value.code) == (400, "context_length_exceeded")
     assert "Able are: far, frontier, unpriced; ask for one by its name." in str(caught.value)
@@ -388,7 +390,9 @@ def test_none_is_able() -> None:
     policy = full()
     targets = {name: target for name, target in policy.targets.items() if name != "far"}
     policy = policy.model_copy(update={"targets": targets})
-    with pytest.raises(RequestError, match="which does not take audio, and there is no target above") as caught:
+    with pytest.raises(
+        RequestError, match="which does not take audio, and there is no target above"
+    ) as caught:
         decide(RequestFacts(content=audio), policy, prediction(0.0))
     assert caught.value.code == "unsupported_content"
     assert "Able are" not in str(caught.value)
@@ -400,14 +404,18 @@ def test_it_never_moves_down() -> None:
     targets["far"] = targets["far"].model_copy(update={"supports": frozenset()})
     targets.pop("unpriced")
     policy = policy.model_copy(update={"targets": targets})
-    with pytest.raises(RequestError, match=r"far, which does not take tools.*Able are: tiny, cheap, frontier;"):
+    with pytest.raises(
+        RequestError, match=r"far, which does not take tools.*Able are: tiny, cheap, frontier;"
+    ):
         decide(RequestFacts(content=says("x", tools=[{}])), policy)
 
 
 def test_the_trail_tells_the_stages_in_their_order() -> None:
     policy = full(steps=STEPS)
     content = ends_in("bash", "ok " * 40_000)
-    decision = decide(RequestFacts("auto:novel", content=content, incumbent="frontier"), policy, prediction(0.0))
+    decision = decide(
+        RequestFacts("auto:novel", content=content, incumbent="frontier"), policy, prediction(0.0)
+    )
     stages = [stage for stage, _ in decision.trail]
     assert stages == ["model", "mode", "step", "stay", "prediction", "capability"]
     said = dict(decision.trail)

@@ -390,18 +390,38 @@ def test_policies_of_every_tier_that_does_not_fit_are_told(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("quality: 0.95}", "quality: 0.95, threshold: 0}", r":10: tiers\.t\.predict: quality and threshold are two"),
+        (
+            "quality: 0.95}",
+            "quality: 0.95, threshold: 0}",
+            r":10: tiers\.t\.predict: quality and threshold are two",
+        ),
         ("quality: 0.95}", "quality: 95}", r":10: tiers\.t\.predict\.quality: "),
         ("{quality: 0.9}", "{}", r":11: tiers\.t\.modes\.z\.predict: give one of threshold and quality$"),
         ("{quality: 0.9}", "{qualty: 0.9}", r":11: tiers\.t\.modes\.z\.predict.*(unknown key|give one)"),
         ("y: predict", "y: [a]", r":11: tiers\.t\.modes\.y: must be text$"),
         ("kind: read", "kind: reed", r":14: tiers\.t\.steps\.0\.kind\.0: input should be 'read', 'edit'"),
         ("kind: read, to: a", "kind: read", r":14: tiers\.t\.steps\.0\.to: is missing$"),
-        ("kind: read, to: a", "kind: read, to: aa", r":14: tiers\.t\.steps\.0\.to: aa is none of predict, stay and"),
+        (
+            "kind: read, to: a",
+            "kind: read, to: aa",
+            r":14: tiers\.t\.steps\.0\.to: aa is none of predict, stay and",
+        ),
         ("to: predict", "to: f", r":19: steps\.0\.to: f is none of"),
-        ("default: b}", "default: b, unknown_mode: predict}", r":16: tiers\.u\.unknown_mode: says predict, but the"),
-        ("default: b}", "default: b, steps: [{to: predict}]}", r":16: tiers\.u\.steps\.0\.to: says predict, but the"),
-        ("modes: {x: b}", "modes: {x: {predict: {threshold: 0}}}", r":16: tiers\.u\.modes\.x: says predict, but the"),
+        (
+            "default: b}",
+            "default: b, unknown_mode: predict}",
+            r":16: tiers\.u\.unknown_mode: says predict, but the",
+        ),
+        (
+            "default: b}",
+            "default: b, steps: [{to: predict}]}",
+            r":16: tiers\.u\.steps\.0\.to: says predict, but the",
+        ),
+        (
+            "modes: {x: b}",
+            "modes: {x: {predict: {threshold: 0}}}",
+            r":16: tiers\.u\.modes\.x: says predict, but the",
+        ),
         ("  e:", "  stay:", r":7: targets\.stay: stay is a word of the steps"),
     ],
 )
@@ -443,7 +463,11 @@ def test_names_have_every_tier_with_every_mode(tmp_path: Path) -> None:
 
 
 def test_all_problems_are_told_with_their_lines(tmp_path: Path) -> None:
-    text = TIERED.replace("  c:", "  a:").replace("kind: read", "kind: reed").replace("default: b", "default: []")
+    text = (
+        TIERED.replace("  c:", "  a:")
+        .replace("kind: read", "kind: reed")
+        .replace("default: b", "default: []")
+    )
     with pytest.raises(PolicyError, match=r"\(and 2 more\)$") as caught:
         load_policy(written(tmp_path, text))
     lines = placed(caught.value.problems, text.encode(), "p.yaml")
@@ -463,18 +487,19 @@ def test_problems_of_json_have_lines_too(tmp_path: Path, whole: Policy) -> None:
 def sections(of: Any = Policy, found: dict[str, Any] | None = None) -> dict[str, Any]:
     """Every section that a policy can hold, by the name of its class."""
     found = {} if found is None else found
-    if isinstance(of, type) and issubclass(of, BaseModel):
-        if of.__name__ not in found:
-            found[of.__name__] = of
-            for field in of.model_fields.values():
-                sections(field.annotation, found)
+    if isinstance(of, type) and issubclass(of, BaseModel) and of.__name__ not in found:
+        found[of.__name__] = of
+        for field in of.model_fields.values():
+            sections(field.annotation, found)
     for part in get_args(of):
         sections(part, found)
     return found
 
 
 def test_the_sections_are_found() -> None:
-    assert {"Policy", "Target", "Prices", "Tier", "Predict", "Bar", "StepRule", "Tokens", "Limits"} <= set(sections())
+    assert {"Policy", "Target", "Prices", "Tier", "Predict", "Bar", "StepRule", "Tokens", "Limits"} <= set(
+        sections()
+    )
 
 
 def test_the_example_and_its_page_explain_every_field() -> None:

@@ -22,7 +22,14 @@ def answered(i: int, text: str) -> dict[str, Any]:
     return {"role": "tool", "tool_call_id": f"c{i}", "content": text}
 
 
-OPENAI = [ASK, called("old"), answered(0, "x"), called("read_file", "run_tests"), answered(0, "abc"), answered(1, "1 failed")]
+OPENAI = [
+    ASK,
+    called("old"),
+    answered(0, "x"),
+    called("read_file", "run_tests"),
+    answered(0, "abc"),
+    answered(1, "1 failed"),
+]
 ANTHROPIC = [
     ASK,
     {"role": "assistant", "content": [{"type": "tool_use", "id": "t0", "name": "Read", "input": {}}]},
@@ -57,11 +64,16 @@ RESPONSES = [
 
 
 @pytest.mark.parametrize(
-    "body", [{"messages": OPENAI}, {"messages": ANTHROPIC}, {"input": RESPONSES}], ids=["chat", "messages", "responses"]
+    "body",
+    [{"messages": OPENAI}, {"messages": ANTHROPIC}, {"input": RESPONSES}],
+    ids=["chat", "messages", "responses"],
 )
 def test_the_results_that_a_request_ends_in_are_those_of_the_last_step(body: dict[str, Any]) -> None:
     found = last_results(body)
-    assert [(result.tool, result.text) for result in found] == [("read_file", "abc"), ("run_tests", "1 failed")]
+    assert [(result.tool, result.text) for result in found] == [
+        ("read_file", "abc"),
+        ("run_tests", "1 failed"),
+    ]
     assert [(result.kind, result.failed_test) for result in found] == [("read", False), ("run", True)]
 
 
@@ -86,7 +98,10 @@ def test_a_human_s_words_end_a_step(messages: list[Any]) -> None:
 
 def test_what_a_client_adds_after_the_results_is_not_a_human() -> None:
     added = {"role": "user", "content": "<environment_details>cwd: /src</environment_details>"}
-    assert [result.tool for result in last_results({"messages": [*OPENAI, added]})] == ["read_file", "run_tests"]
+    assert [result.tool for result in last_results({"messages": [*OPENAI, added]})] == [
+        "read_file",
+        "run_tests",
+    ]
 
 
 def test_a_result_that_is_marked_as_an_error_is_one() -> None:
@@ -95,7 +110,9 @@ def test_a_result_that_is_marked_as_an_error_is_one() -> None:
     assert last_results({"messages": messages})[0].error
 
 
-@pytest.mark.parametrize("body", [{}, {"prompt": "x"}, {"input": "x"}, {"input": [7]}, {"messages": [{"role": "user"}]}])
+@pytest.mark.parametrize(
+    "body", [{}, {"prompt": "x"}, {"input": "x"}, {"input": [7]}, {"messages": [{"role": "user"}]}]
+)
 def test_no_step(body: dict[str, Any]) -> None:
     assert last_results(body) == ()
 
