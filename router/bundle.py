@@ -114,6 +114,11 @@ class Manifest(_Frozen):
         return f"{self.name}@{self.files.get(ESTIMATOR_FILE, '')[:8]}"
 
     @property
+    def threshold(self) -> float:
+        """The one in force where neither the policy nor the request says otherwise."""
+        return self.thresholds["default"].value
+
+    @property
     def bars(self) -> dict[float, float]:
         """Share of the best target's quality → the threshold that was found for it."""
         bars = {}

@@ -240,7 +240,7 @@ def check(
         policy = parse_policy(content, file)
         predictor = _fit(policy, file, bundle) if policy.uses_prediction() else None
     except PolicyError as error:
-        lines = placed(error.problems, content, file) or [str(error)]
+        lines = placed(error.problems, content, file) if error.problems else [str(error)]
         for line in lines:
             print(line, file=sys.stderr)
         return 1
@@ -263,17 +263,13 @@ def example() -> None:
 def _fit(policy: Policy, file: Path, bundle: Path | None) -> str:
     """The bundle that would be served with a policy; :class:`PolicyError` where the two do not fit."""
     from router.bundle import default_bundle_dir, read_manifest
+    from router.gateway import bound
 
     named = os.environ.get("ROUTER_BUNDLE")
     own = policy.server.bundle
     folder = bundle or (Path(named) if named else file.parent / own if own else default_bundle_dir())
     manifest = read_manifest(folder)
-    policy.bound_to(
-        manifest.targets,
-        manifest.thresholds["default"].value,
-        bars=manifest.bars,
-        knows_steps=manifest.knows_steps,
-    )
+    bound(policy, manifest)
     return manifest.id
 
 

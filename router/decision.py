@@ -140,10 +140,11 @@ class _Case:
         self.by_rule = False  # a step rule wants a prediction, and not the incumbent
 
     def pinned(self) -> Decision | None:
+        asked = printable(self.facts.model)
         if self.target is None:
-            self._note("model", f"tier {self.tier_name}")
+            self._note("model", f"{asked} is tier {self.tier_name}")
             return None
-        self._note("model", f"target {self.target}, by its name")
+        self._note("model", f"{asked} is target {self.target}")
         return Decision(
             self.target, self.policy.targets[self.target].model, "pinned", trail=tuple(self.trail)
         )

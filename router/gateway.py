@@ -22,11 +22,8 @@ from router.predictor import Prediction
 from router.settings import Settings
 
 
-class PromptPredictor(Protocol):
-    """What the server needs of a :class:`router.predictor.Predictor`."""
-
-    @property
-    def name(self) -> str: ...
+class BundleFacts(Protocol):
+    """What a policy leaves to its bundle; a manifest has it, and a predictor."""
 
     @property
     def targets(self) -> tuple[str, ...]: ...
@@ -40,17 +37,19 @@ class PromptPredictor(Protocol):
     @property
     def knows_steps(self) -> bool: ...
 
+
+class PromptPredictor(BundleFacts, Protocol):
+    """What the server needs of a :class:`router.predictor.Predictor`."""
+
+    @property
+    def name(self) -> str: ...
+
     def predict(self, prompts: Sequence[Prompt]) -> Prediction: ...
 
 
-def bound(policy: Policy, predictor: PromptPredictor) -> Policy:
-    """The policy with what the bundle leaves to be spelled out; :class:`PolicyError` where the two do not fit."""
-    return policy.bound_to(
-        predictor.targets,
-        predictor.threshold,
-        bars=predictor.bars,
-        knows_steps=predictor.knows_steps,
-    )
+def bound(policy: Policy, bundle: BundleFacts) -> Policy:
+    """The policy with all spelled out that it leaves to the bundle; :class:`PolicyError` where the two do not fit."""
+    return policy.bound_to(bundle.targets, bundle.threshold, bars=bundle.bars, knows_steps=bundle.knows_steps)
 
 
 class InForce:

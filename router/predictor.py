@@ -190,7 +190,7 @@ class Predictor:
     @property
     def threshold(self) -> float:
         """The bundle's own threshold."""
-        return self.manifest.thresholds["default"].value
+        return self.manifest.threshold
 
     @property
     def bars(self) -> dict[float, float]:

@@ -14,7 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from router.bundle import default_bundle_dir, read_manifest
 from router.decision import decide, needs_prediction
+from router.gateway import bound
 from router.policy import Policy, example_policy_path, load_policy
 from router.schemas import read_chat, read_facts
 
@@ -57,12 +59,7 @@ def conversation(messages: int = 50) -> bytes:
 
 def example() -> Policy:
     """The example policy as the shipped bundle's manifest binds it."""
-    from router.bundle import default_bundle_dir, read_manifest
-
-    manifest = read_manifest(default_bundle_dir())
-    return load_policy(example_policy_path()).bound_to(
-        manifest.targets, manifest.thresholds["default"].value, bars=manifest.bars
-    )
+    return bound(load_policy(example_policy_path()), read_manifest(default_bundle_dir()))
 
 
 def timed(

@@ -588,7 +588,7 @@ def test_the_trail_is_told_where_the_policy_allows_it() -> None:
         httpx.Client(base_url=started.url, timeout=30) as client,
     ):
         answer = client.post(CHAT, json=ask, headers=wanted)
-        said = "model=tier auto | mode=plan: frontier | capability=frontier can take it"
+        said = "model=auto:plan is tier auto | mode=plan: frontier | capability=frontier can take it"
         assert answer.headers["x-router-trail"] == said
         assert (
             client.post(CHAT, json={**ask, "stream": True}, headers=wanted).headers["x-router-trail"] == said

@@ -302,7 +302,7 @@ def test_explain_tells_the_stages(run: Run) -> None:
     lines = out.splitlines()
     assert lines[1] == "bundle   words@0"
     assert lines[-1] == "→ top (openai/x), reason predicted"
-    assert "1. model       tier auto" in lines
+    assert "1. model       auto is tier auto" in lines
     assert "3. prediction  score 0.4 is over threshold 0.2: top" in lines
     answer = json.loads(run("explain", "--json", "--header", "X-Router-Mode=plan", "r.json")[1])
     assert (answer["reason"], answer["mode"], answer["score"]) == ("signal", "plan", None)

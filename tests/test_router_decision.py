@@ -427,7 +427,7 @@ def test_the_trail_tells_the_stages_in_their_order() -> None:
     assert (decision.target, decision.reason) == ("frontier", "capability")
     named = decide(RequestFacts(content=ends_in("grep")), policy)
     assert dict(named.trail)["step"] == "ends in 1 tool result (read): tiers.auto.steps.1 says cheap"
-    assert decide(RequestFacts("far"), policy).trail == (("model", "target far, by its name"),)
+    assert decide(RequestFacts("far"), policy).trail == (("model", "far is target far"),)
 
 
 def test_with_a_signal_nothing_of_the_body_is_read_that_no_limit_asks_for() -> None:

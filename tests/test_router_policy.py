@@ -11,6 +11,7 @@ from pydantic import BaseModel
 
 from router.bundle import default_bundle_dir, read_manifest
 from router.errors import PolicyError, UsageError
+from router.gateway import bound
 from router.policy import (
     Address,
     Limits,
@@ -524,10 +525,7 @@ def test_what_the_page_shows_is_valid(tmp_path: Path) -> None:
 
 
 def test_the_example_fits_the_bundle_that_comes_along() -> None:
-    manifest = read_manifest(default_bundle_dir())
-    policy = load_policy(example_policy_path()).bound_to(
-        manifest.targets, manifest.thresholds["default"].value, bars=manifest.bars
-    )
+    policy = bound(load_policy(example_policy_path()), read_manifest(default_bundle_dir()))
     assert set(policy.tiers) == {"top", "balanced", "free", "internal"}
     for model, address in {
         "claude-haiku-5-5": Address(tier="internal"),
