@@ -188,7 +188,8 @@ class _Case:
         place = f"tiers.{self.tier_name}.steps.{index}" if index < own else f"steps.{index - own}"
         said = f"ends in {self._read()}: {place} says {rule.to}"
         if rule.to == PREDICT:
-            self.asked = self.by_rule = self.tier.predict is not None
+            self.by_rule = self.tier.predict is not None
+            self.asked = self.asked or self.by_rule
             self._note("step", said if self.by_rule else f"{said}, which this tier does not do")
             return None
         if rule.to == STAY:
