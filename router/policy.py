@@ -54,6 +54,8 @@ Characters = Annotated[int, Field(ge=0)]
 Pattern = Annotated[str, StringConstraints(pattern=r"^[\x21-\x7e]{1,128}$")]
 Capability = Literal["tools", "images", "audio", "files", "json_schema", "reasoning"]
 ToolKind = Literal["read", "edit", "run", "web", "other"]
+# A place in a policy: keys and positions.
+Loc = tuple[int | str, ...]
 
 # What `params` may not hold: what the dispatcher sets itself, and where a key would end up in the file.
 _RESERVED_PARAMS = frozenset(
@@ -232,7 +234,7 @@ def _listed(value: Any) -> Any:
 
 
 class StepRule(_Section):
-    """Where a request goes that ends in a tool's result: a rule of the first result that meets all conditions.
+    """Where a request goes that ends in a tool's result which meets all of the rule's conditions.
 
     Attributes
     ----------
@@ -293,18 +295,18 @@ class Tier(_Section):
         """Whether some request may need a bundle."""
         return next(self.predicts(), None) is not None
 
-    def predicts(self) -> Iterator[str]:
-        """The keys that ask for a prediction."""
+    def predicts(self) -> Iterator[Loc]:
+        """Where in it a prediction is asked for."""
         if self.default == PREDICT:
-            yield "default"
+            yield ("default",)
         for mode, choice in self.modes.items():
             if choice == PREDICT or isinstance(choice, ModePrediction):
-                yield f"modes.{mode}"
+                yield ("modes", mode)
         if self.unknown_mode == PREDICT:
-            yield "unknown_mode"
+            yield ("unknown_mode",)
         for index, rule in enumerate(self.steps):
             if rule.to == PREDICT:
-                yield f"steps.{index}.to"
+                yield ("steps", index, "to")
 
     def leads_to(self, target: str) -> bool:
         """Whether it names the target; asked of a tier that is bound to a bundle."""
@@ -495,9 +497,6 @@ class Policy(_Section):
             f"{variable} is not set: requests to {', '.join(names)} will be answered with 401"
             for variable, names in users.items()
         ]
-
-
-Loc = tuple[int | str, ...]
 
 
 @dataclass(frozen=True)
@@ -752,7 +751,17 @@ def _placed(problem: Problem, path: Path | str, lines: Mapping[Loc, int]) -> str
 _KEYS = frozenset(
     field
     for section in (
-        *(Policy, Target, Prices, Predict, Tokens, Tier, Bar, ModePrediction, StepRule, Limits, Server),
+        Policy,
+        Target,
+        Prices,
+        Predict,
+        Tokens,
+        Tier,
+        Bar,
+        ModePrediction,
+        StepRule,
+        Limits,
+        Server,
     )
     for field in section.model_fields
 )
@@ -788,11 +797,9 @@ def _wrong_references(policy: Policy) -> Iterator[tuple[Loc, str]]:
         at: Loc = ("tiers", name)
         if name in policy.targets:
             yield at, "is the name of a target too"
-        if tier.predict is None and (key := next(tier.predicts(), None)) is not None:
-            yield (
-                (*at, *key.split(".", 1)),
-                f"says {PREDICT}, but the tier has no predict section; name a target",
-            )
+        if tier.predict is None:
+            what = f"says {PREDICT}, but the tier has no predict section; name a target"
+            yield from (((*at, *where), what) for where in tier.predicts())
         yield from _wrong_steps(policy, (*at, "steps"), tier.steps)
         chosen: list[tuple[Loc, str]] = [
             (("modes", mode), choice) for mode, choice in tier.modes.items() if isinstance(choice, str)

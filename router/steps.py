@@ -113,7 +113,7 @@ def _of_messages(messages: Sequence[Any]) -> tuple[Result, ...]:
             named = {**_calls(message), **named}
             break
         elif role == "user":
-            if strip_harness(text_of(content)) or _shows_something(content):
+            if _is_human(content):
                 return () if not found else _results(found, named)
             for part in reversed(_parts(content)):
                 if part.get("type") == "tool_result":
@@ -142,7 +142,7 @@ def _of_items(items: Sequence[Any]) -> tuple[Result, ...]:
     for item in reversed(items):
         if not isinstance(item, Mapping):
             break
-        kind = item.get("type") or "message"
+        kind = str(item.get("type") or "message")
         if kind in _OUTPUTS:
             if named:  # the results of an earlier step
                 break
@@ -151,7 +151,7 @@ def _of_items(items: Sequence[Any]) -> tuple[Result, ...]:
             named[str(item.get("call_id"))] = str(item.get("name") or "")
         elif kind == "message" and item.get("role") == "user":
             content = item.get("content")
-            if strip_harness(text_of(content)) or _shows_something(content):
+            if _is_human(content):
                 break
         elif item.get("role") == "assistant":
             break
@@ -162,10 +162,14 @@ def _results(found: Sequence[tuple[str, str, bool]], named: Mapping[str, str]) -
     return tuple(Result(named.get(call, ""), text, failed) for call, text, failed in reversed(found))
 
 
-def _shows_something(content: Any) -> bool:
-    """Whether a user's message holds what is neither text nor a tool's result: an image, say."""
+def _is_human(content: Any) -> bool:
+    """Whether a user's message holds a human's words, or an image; not only what a client adds, and tool results."""
     told = ("text", "input_text", "tool_result")
-    return any(part.get("type") not in told for part in _parts(content))
+    if any(part.get("type") not in told for part in _parts(content)):
+        return True
+    text = text_of(content).lstrip()
+    # What a client adds stands in tags: only a text that begins with one has to be looked through.
+    return bool(text) and (text[0] != "<" or bool(strip_harness(text)))
 
 
 def _parts(content: Any) -> list[Mapping[str, Any]]:

@@ -5,10 +5,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
 from router.capability import ANSWER_TOKENS, FILE_TOKENS, IMAGE_TOKENS, Needs, estimate_tokens, lacks
+from router.content import Content
 from router.policy import Target
 
 ROOT = Path(__file__).parent.parent
@@ -215,3 +217,53 @@ def test_nesting_as_deep_as_json_allows_is_no_error() -> None:
     for _ in range(900):
         deep = {"content": [deep]}
     assert Needs({"messages": [deep], "tools": [deep]}).tokens >= 0
+
+
+def test_whatever_a_body_holds_reading_it_is_no_error() -> None:
+    random = np.random.default_rng(0)
+    keys = [
+        "messages",
+        "input",
+        "role",
+        "type",
+        "content",
+        "tool_calls",
+        "function",
+        "source",
+        "output",
+        "text",
+        "name",
+    ]
+    words = [
+        "user",
+        "assistant",
+        "tool",
+        "tool_result",
+        "image",
+        "document",
+        "function_call_output",
+        "system",
+        "",
+        "é",
+    ]
+
+    def value(depth: int) -> Any:
+        kind = int(random.integers(6 if depth else 4))
+        if kind == 4:
+            return [value(depth - 1) for _ in range(random.integers(4))]
+        if kind == 5:
+            return {str(random.choice(keys)): value(depth - 1) for _ in range(random.integers(5))}
+        return (None, 7, True, str(random.choice(words)))[kind]
+
+    for _ in range(3000):
+        body = {
+            str(random.choice(keys[:2])): [value(4) for _ in range(3)],
+            "tools": value(2),
+            "max_tokens": value(1),
+        }
+        content = Content(body)
+        assert content.needs.tokens >= 0
+        assert content.needs.room > 0
+        assert content.needs.features <= {"images", "audio", "files", "tools", "json_schema"}
+        for result in content.results:
+            assert result.kind in ("read", "edit", "run", "web", "other")

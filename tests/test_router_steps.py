@@ -88,6 +88,8 @@ def test_the_results_that_a_request_ends_in_are_those_of_the_last_step(body: dic
             *ANTHROPIC[:-1],
             {"role": "user", "content": [*ANTHROPIC[-1]["content"], {"type": "text", "text": "Wait, stop."}]},
         ],
+        [*OPENAI, {"role": "user", "content": "<environment_details>cwd</environment_details> Go on."}],
+        [*OPENAI, {"role": "user", "content": "<b>No</b>"}],
         [],
         ["x"],
     ],
