@@ -9,7 +9,7 @@ import traceback
 import uuid
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, TypeVar
 
@@ -25,7 +25,17 @@ from router.errors import RequestError, RouterError, UpstreamError
 from router.features import Prompt
 from router.gateway import Gateway, load_gateway
 from router.metrics import CONTENT_TYPE
-from router.schemas import error_body, read_chat, read_facts, read_route, request_id, route_answer, to_json
+from router.schemas import (
+    error_body,
+    read_chat,
+    read_facts,
+    read_route,
+    request_id,
+    route_answer,
+    to_json,
+    trail_header,
+    wants_trail,
+)
 from router.settings import Settings, load_settings
 from router.upstream import Usage
 
@@ -141,6 +151,7 @@ class Exchange:
         self.in_force = self.gateway.in_force
         self.id = request_id(self.request.headers) or f"req_{uuid.uuid4().hex}"
         self.path = self.request.url.path
+        self.wants_trail = wants_trail(self.request.headers, self.in_force.policy.limits)
 
     async def run(self, handle: Callable[[Exchange], Coroutine[Any, Any, Response]]) -> Response:
         """Answer with what ``handle`` returns, or with its error in OpenAI's shape; never a traceback."""
@@ -198,6 +209,8 @@ class Exchange:
                 headers["x-router-score"] = f"{decision.score:.6g}"
             if decision.threshold is not None:
                 headers["x-router-threshold"] = f"{decision.threshold:.6g}"
+            if self.wants_trail:
+                headers["x-router-trail"] = trail_header(decision.trail)
         return headers
 
     def finish(self, status: int) -> None:
@@ -290,7 +303,8 @@ async def _gone(receive: Receive) -> None:
 
 async def _chat(exchange: Exchange) -> Response:
     chat = read_chat(await exchange.body())
-    facts = read_facts(chat.body, exchange.request.headers, exchange.in_force.policy.limits)
+    limits = exchange.in_force.policy.limits
+    facts = read_facts(chat.body, exchange.request.headers, limits, chat.content())
 
     async def dispatch() -> Response:
         decision = await exchange.decide(facts, chat.prompt)
@@ -313,8 +327,13 @@ async def _route(exchange: Exchange) -> Response:
     async def decisions() -> list[dict[str, Any]]:
         answers = []
         for index in range(len(body)):
-            decision = await exchange.decide(facts, partial(body.prompt, index))
-            answers.append(route_answer(decision, exchange.in_force.bundle, exchange.decision_ms))
+            one = replace(facts, content=body.content(index))
+            decision = await exchange.decide(one, partial(body.prompt, index))
+            answers.append(
+                route_answer(
+                    decision, exchange.in_force.bundle, exchange.decision_ms, trail=exchange.wants_trail
+                )
+            )
         return answers
 
     answers = await unless_gone(exchange.request.receive, decisions())

@@ -36,6 +36,15 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
+policy_app = typer.Typer(
+    help="Look at a policy without serving it.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+app.add_typer(policy_app, name="policy")
+
 # Seconds that open streams get to end when the server is told to stop.
 _GRACE_SECONDS = 30
 
@@ -167,6 +176,117 @@ def decide(
             f"{decision['target']}  score {decision['score']:.4f} {sign} threshold {in_force:.4f}"
             + ("; unlike the training data" if decision["unfamiliar"] else "")
         )
+
+
+@app.command()
+def explain(
+    request: Annotated[
+        str, typer.Argument(metavar="REQUEST.json | -", help="The body of a request; '-' is standard input.")
+    ],
+    policy: Annotated[
+        str | None, typer.Option("--policy", metavar="FILE", help="Found as the server finds it by default.")
+    ] = None,
+    bundle: BundleOption = None,
+    header: Annotated[
+        list[str] | None,
+        typer.Option("--header", metavar="NAME=VALUE", help="A header of the request; may be repeated."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")] = False,
+) -> None:
+    """Say step by step why a request goes where it goes; nothing is sent.
+
+    The body is one of /v1/chat/completions or /v1/route; a session is not known here.
+    """
+    from router.explain import explain as run
+    from router.gateway import load_gateway
+    from router.schemas import read_route, route_answer
+    from router.settings import load_settings
+
+    headers = dict(map(_header, header or ()))
+    content = _read_content(request)
+    settings, found = load_settings(policy=policy, bundle=bundle)
+    in_force = load_gateway(settings, found).in_force
+    read = read_route(content, in_force.policy.limits)
+    if read.many:
+        raise UsageError("one prompt at a time, please: 'prompt' or 'messages' instead of 'prompts'")
+    started = time.perf_counter()
+    explained = run(read, headers, in_force)
+    milliseconds = (time.perf_counter() - started) * 1e3
+    if as_json:
+        print(json.dumps(route_answer(explained.decision, in_force.bundle, milliseconds, trail=True)))
+        return
+    for line in explained.lines():
+        print(line)
+
+
+@policy_app.command()
+def check(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="YAML, or JSON where the name ends in .json.")],
+    bundle: BundleOption = None,
+) -> int:
+    """Say what is wrong with a policy, a line each with its line number; or what it says, where nothing is.
+
+    The bundle is looked at too: whether it predicts the targets, and to the quality, that the policy asks for.
+    """
+    from router.errors import PolicyError
+    from router.explain import shortcomings, summary
+    from router.policy import parse_policy, placed
+
+    try:
+        content = file.read_bytes()
+    except OSError as error:
+        raise UsageError(f"{file}: no policy can be read there ({error.strerror})") from None
+    try:
+        policy = parse_policy(content, file)
+        predictor = _fit(policy, file, bundle) if policy.uses_prediction() else None
+    except PolicyError as error:
+        lines = placed(error.problems, content, file) if error.problems else [str(error)]
+        for line in lines:
+            print(line, file=sys.stderr)
+        return 1
+    print(f"{file}: valid, version {policy.hash}" + (f"; fits bundle {predictor}" if predictor else ""))
+    for line in summary(policy):
+        print(f"  {line}")
+    for line in shortcomings(policy, os.environ):
+        print(f"  warning  {line}")
+    return 0
+
+
+@policy_app.command()
+def example() -> None:
+    """Print a policy with public models and their prices, every field explained, to start one's own from."""
+    from router.policy import example_policy_path
+
+    print(example_policy_path().read_text(encoding="utf-8"), end="")
+
+
+def _fit(policy: Policy, file: Path, bundle: Path | None) -> str:
+    """The bundle that would be served with a policy; :class:`PolicyError` where the two do not fit."""
+    from router.bundle import default_bundle_dir, read_manifest
+    from router.gateway import bound
+
+    named = os.environ.get("ROUTER_BUNDLE")
+    own = policy.server.bundle
+    folder = bundle or (Path(named) if named else file.parent / own if own else default_bundle_dir())
+    manifest = read_manifest(folder)
+    bound(policy, manifest)
+    return manifest.id
+
+
+def _header(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not (name.strip() and equals):
+        raise UsageError(f"--header {text}: expected NAME=VALUE")
+    return name.strip().lower(), value.strip()
+
+
+def _read_content(place: str) -> bytes:
+    if place == "-":
+        return sys.stdin.read().encode("utf-8", "surrogatepass")
+    try:
+        return Path(place).read_bytes()
+    except OSError as error:
+        raise UsageError(f"{place}: no request can be read there ({error.strerror})") from None
 
 
 def _decision(predictor: Predictor, prompt: Prompt, threshold: float) -> dict[str, Any]:

@@ -22,11 +22,8 @@ from router.predictor import Prediction
 from router.settings import Settings
 
 
-class PromptPredictor(Protocol):
-    """What the server needs of a :class:`router.predictor.Predictor`."""
-
-    @property
-    def name(self) -> str: ...
+class BundleFacts(Protocol):
+    """What a policy leaves to its bundle; a manifest has it, and a predictor."""
 
     @property
     def targets(self) -> tuple[str, ...]: ...
@@ -34,7 +31,25 @@ class PromptPredictor(Protocol):
     @property
     def threshold(self) -> float: ...
 
+    @property
+    def bars(self) -> Mapping[float, float]: ...
+
+    @property
+    def knows_steps(self) -> bool: ...
+
+
+class PromptPredictor(BundleFacts, Protocol):
+    """What the server needs of a :class:`router.predictor.Predictor`."""
+
+    @property
+    def name(self) -> str: ...
+
     def predict(self, prompts: Sequence[Prompt]) -> Prediction: ...
+
+
+def bound(policy: Policy, bundle: BundleFacts) -> Policy:
+    """The policy with all spelled out that it leaves to the bundle; :class:`PolicyError` where the two do not fit."""
+    return policy.bound_to(bundle.targets, bundle.threshold, bars=bundle.bars, knows_steps=bundle.knows_steps)
 
 
 class InForce:
@@ -61,7 +76,7 @@ class InForce:
         environment: Mapping[str, str] | None = None,
     ) -> None:
         self.version = policy.hash
-        self.policy = policy.bound_to(predictor.targets, predictor.threshold) if predictor else policy
+        self.policy = policy if predictor is None else bound(policy, predictor)
         self.predictor = predictor
         self._environment = os.environ if environment is None else environment
         self._scrub = scrubber(policy.targets.values(), self._environment)

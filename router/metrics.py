@@ -37,6 +37,11 @@ class Metrics:
             "Predicted requests whose prompt the bundle flagged as unlike its training data.",
             registry=self._registry,
         )
+        self._unknown_modes = Counter(
+            "router_unknown_modes",
+            "Requests with a mode that their tier does not list.",
+            registry=self._registry,
+        )
         self._decision_seconds = Histogram(
             "router_decision_seconds",
             "Reading the request, predicting and deciding.",
@@ -61,6 +66,8 @@ class Metrics:
         self._decisions.labels(decision.target, decision.reason).inc()
         if decision.unfamiliar:
             self._unfamiliar.inc()
+        if decision.unknown_mode:
+            self._unknown_modes.inc()
         self._decision_seconds.observe(seconds)
 
     def answered(self, path: str, status: int, seconds: float) -> None:
