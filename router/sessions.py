@@ -63,9 +63,6 @@ class SessionRule(BaseModel):
     worth_staying : float
         The gain, judged with the session's other requests in mind, up to which a loss is allowed: a request below it
         may leave a dearer target as soon as that saves money.
-    easiest : float
-        The share of hard requests that every session is granted when a request wants a dearer target: a long
-        easy past does not hide a hard step.
     fewest_remaining, most_remaining : float
         Bounds of the requests that a session is expected to send still; between them, as many as it has sent.
     new_tokens, output_tokens : float
@@ -77,10 +74,9 @@ class SessionRule(BaseModel):
     idle_seconds: Seconds = 300
     quality_dollars: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.5
     usual_gain: Annotated[float, Field(gt=0, lt=1)] = 0.25
-    memory: Count = 12
-    trust: Count = 3
-    worth_staying: Share = 0.3
-    easiest: Share = 0.1
+    memory: Count = 10
+    trust: Count = 6
+    worth_staying: Share = 0.45
     fewest_remaining: Count = 6
     most_remaining: Count = 30
     new_tokens: Count = 1_500
@@ -478,7 +474,8 @@ class _Ahead:
 def _gained(gain: float, dearer: bool, share: float, rule: SessionRule) -> float:
     """Quality that the candidate gains on this request, judged with the session in mind; what may be lost counts for nothing."""
     if dearer:
-        return _corrected(gain, max(share, rule.easiest), rule)
+        # Never below the prediction: a long easy past must not hide a hard step.
+        return _corrected(gain, max(share, rule.usual_gain), rule)
     if gain > 0:
         return gain
     lost = _corrected(-gain, share, rule)
