@@ -25,6 +25,8 @@ STRONG = "strong"
 AUTO = "auto"
 MODE = re.compile(r"[a-z0-9][a-z0-9_.-]{0,63}")
 _LONGEST_MODEL = 256
+# Keys and items of a policy with its YAML anchors written out: a few lines of anchors can stand for billions.
+_MOST_NODES = 200_000
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,63}$")]
 Mode = Annotated[str, StringConstraints(pattern=rf"^{MODE.pattern}$")]
@@ -361,12 +363,25 @@ def load_policy(path: Path) -> Policy:
         It is not valid; the message names file, line and key.
     """
     try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError:
-        raise PolicyError(f"{path}: not a text file in UTF-8") from None
+        content = path.read_bytes()
     except OSError as error:
         raise UsageError(f"{path}: no policy can be read there ({error.strerror})") from None
-    document, lines = _parse_json(text, path) if path.suffix == ".json" else _parse_yaml(text, path)
+    return parse_policy(content, path)
+
+
+def parse_policy(content: bytes, path: Path | str) -> Policy:
+    """Check what stands in a policy file; ``path`` says where it is from, in messages and by its suffix.
+
+    Raises
+    ------
+    PolicyError
+        It is not valid; the message names file, line and key.
+    """
+    try:
+        text = content.decode("utf-8")
+    except UnicodeDecodeError:
+        raise PolicyError(f"{path}: not a text file in UTF-8") from None
+    document, lines = _parse_json(text, path) if str(path).endswith(".json") else _parse_yaml(text, path)
     if not isinstance(document, dict):
         raise PolicyError(f"{path}: a policy is a mapping that starts with 'version: 1'")
     try:
@@ -391,17 +406,23 @@ def printable(text: str, limit: int = 64) -> str:
 Loc = tuple[int | str, ...]
 
 
-def _parse_json(text: str, path: Path) -> tuple[Any, dict[Loc, int]]:
+def _parse_json(text: str, path: Path | str) -> tuple[Any, dict[Loc, int]]:
     try:
         return json.loads(text), {}
     except ValueError as error:
         raise PolicyError(f"{path}: not valid JSON ({error})") from None
+    except RecursionError:
+        raise PolicyError(f"{path}: not valid JSON (nested too deeply)") from None
 
 
-def _parse_yaml(text: str, path: Path) -> tuple[Any, dict[Loc, int]]:
+def _parse_yaml(text: str, path: Path | str) -> tuple[Any, dict[Loc, int]]:
+    # Not libyaml's loader, faster as it is: it holds up all other threads, words errors in its own way, takes what
+    # this one refuses, and a few thousand brackets in one another end the process.
     try:
-        lines = dict(_lines(yaml.compose(text, Loader=yaml.SafeLoader), path))
-        return yaml.safe_load(text), lines
+        loader = yaml.SafeLoader(text)
+        node = loader.get_single_node()
+        lines = dict(_lines(node, path))
+        return (None if node is None else loader.construct_document(node)), lines
     except yaml.MarkedYAMLError as error:
         line = f"{error.problem_mark.line + 1}: " if error.problem_mark else " "
         raise PolicyError(f"{path}:{line}not valid YAML ({error.problem})") from None
@@ -409,8 +430,16 @@ def _parse_yaml(text: str, path: Path) -> tuple[Any, dict[Loc, int]]:
         raise PolicyError(f"{path}: not valid YAML ({str(error).splitlines()[0]})") from None
 
 
-def _lines(node: yaml.Node | None, path: Path, at: Loc = ()) -> Iterator[tuple[Loc, int]]:
-    """The line of every key. YAML lets a key stand twice and takes the last: here that is an error."""
+def _lines(node: yaml.Node | None, path: Path | str) -> Iterator[tuple[Loc, int]]:
+    """The line of every key, anchors written out; too many of them are an error."""
+    for count, found in enumerate(_lines_at(node, path, ())):
+        if count == _MOST_NODES:
+            raise PolicyError(f"{path}: over {_MOST_NODES:,} keys and items; a policy holds fewer")
+        yield found
+
+
+def _lines_at(node: yaml.Node | None, path: Path | str, at: Loc) -> Iterator[tuple[Loc, int]]:
+    """YAML lets a key stand twice and takes the last: here that is an error."""
     if isinstance(node, yaml.MappingNode):
         seen: dict[str, int] = {}
         for key, value in node.value:
@@ -421,14 +450,14 @@ def _lines(node: yaml.Node | None, path: Path, at: Loc = ()) -> Iterator[tuple[L
                 raise PolicyError(f"{path}:{line}: {place} is there already, on line {seen[name]}")
             seen[name] = line
             yield (*at, name), line
-            yield from _lines(value, path, (*at, name))
+            yield from _lines_at(value, path, (*at, name))
     elif isinstance(node, yaml.SequenceNode):
         for index, item in enumerate(node.value):
             yield (*at, index), item.start_mark.line + 1
-            yield from _lines(item, path, (*at, index))
+            yield from _lines_at(item, path, (*at, index))
 
 
-def _place(path: Path, where: Loc, lines: Mapping[Loc, int]) -> str:
+def _place(path: Path | str, where: Loc, lines: Mapping[Loc, int]) -> str:
     # pydantic marks a wrong key of a mapping with "[key]"; a reader needs the key alone.
     keys = tuple(key for key in where if key != "[key]")
     known = next((keys[:n] for n in range(len(keys), 0, -1) if keys[:n] in lines), None)
