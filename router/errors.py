@@ -42,6 +42,10 @@ class PolicyError(RouterError):
     """A policy is not valid. The message names the key and, where known, the line."""
 
 
+class SourceError(RouterError):
+    """What a policy comes from cannot be read or reached; of the policy itself that says nothing."""
+
+
 class RequestError(RouterError):
     """A request to the server is wrong; becomes an HTTP 4xx in the dialect's error shape.
 

@@ -157,7 +157,7 @@ def request_id(headers: Mapping[str, str]) -> str | None:
     return given if _REQUEST_ID.fullmatch(given) else None
 
 
-def route_answer(decision: Decision, bundle: str | None, milliseconds: float) -> dict[str, Any]:
+def route_answer(decision: Decision, policy: str, bundle: str | None, milliseconds: float) -> dict[str, Any]:
     """A decision as ``/v1/route`` gives it."""
     return {
         "target": decision.target,
@@ -169,6 +169,7 @@ def route_answer(decision: Decision, bundle: str | None, milliseconds: float) ->
         "reason": decision.reason,
         "tier": decision.tier,
         "mode": decision.mode,
+        "policy": policy,
         "bundle": bundle if decision.score is not None else None,
         "decision_ms": round(milliseconds, 3),
     }
