@@ -202,6 +202,8 @@ class Live:
         version = self._gateway.in_force.version
         errors = []
         for policy, predictor in _pairs(latest, before):
+            if predictor is None and policy.uses_prediction():
+                continue
             try:
                 in_force = InForce(policy, predictor, self._gateway.environment)
             except PolicyError as error:

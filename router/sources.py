@@ -10,6 +10,7 @@ import os
 import random
 import stat
 import tempfile
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -139,14 +140,17 @@ class FileSource:
             raise UsageError(str(error)) from None
 
     async def poll(self) -> Policy:
-        content = await asyncio.to_thread(self._read)
-        if content == self._reading.content:
-            return self._reading.again()
+        return await asyncio.to_thread(self._poll)
+
+    def _poll(self) -> Policy:
+        content = self._read()
         for _ in range(_SETTLE_READS):
-            await asyncio.sleep(self._settle)
-            before, content = content, await asyncio.to_thread(self._read)
+            if content == self._reading.content:
+                return self._reading.again()
+            time.sleep(self._settle)
+            before, content = content, self._read()
             if content == before:
-                return await asyncio.to_thread(self._reading.policy, content)
+                return self._reading.policy(content)
         raise SourceError(f"{self.shown}: is being written all the time")
 
     def keep(self, policy: Policy) -> None:
