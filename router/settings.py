@@ -10,8 +10,8 @@ One order for all of them, the first that is there counts:
 5. what the package carries.
 
 The section ``server`` of the policy that was found so speaks for the settings that 1 and 2 left open. What a policy
-may do (``ROUTER_ALLOWED_KEYS``, ``ROUTER_POLICY_ALLOW_REDIRECTS``, ``ROUTER_POLICY_ALLOW_PRIVATE``) is said by flag or
-variable alone.
+may do (``ROUTER_ALLOWED_KEYS``, ``ROUTER_POLICY_ALLOW_REDIRECTS``, ``ROUTER_POLICY_ALLOW_PRIVATE``), and where the last
+good one from a URL is kept (``ROUTER_STATE_DIR``), is said by flag or variable alone.
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ and a policy from a URL can name nothing else (nor can one from a file, where th
   a path where the host is shared (``KEY@gateway.example/our-account``).
 - ``OPENAI_API_KEY``: to the host of the provider whose key has that name.
 - ``@models.internal:8000``: requests without a key may go there.
+- ``x-openai-key@api.openai.com``: the keys that clients send in that header may.
 
 A target of such a policy echoes, or is one of a provider that is known here to send the key that it is given, and none
 that it finds in the environment, to the address that it is given, and nowhere else. Its ``params`` can be those that
@@ -51,6 +52,7 @@ PLAIN_FIELDS = frozenset(
         "model",
         "echo",
         "api_key_env",
+        "api_key_header",
         "api_base",
         "family",
         "context_window",
@@ -64,6 +66,7 @@ PLAIN_FIELDS = frozenset(
         "fallbacks",
         "cooldown",
         "max_concurrency",
+        "queue_seconds",
     )
 )
 # Parameters that shape the answer. Tools and searches are none: they lead the provider, or the client, elsewhere.
@@ -90,7 +93,9 @@ PLAIN_PARAMS = frozenset(
     )
 )
 
-_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+# The fields that name one: an environment variable's, or a header's that clients send.
+_CREDENTIALS = ("api_key_env", "api_key_header")
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*|x-[a-z0-9-]+")
 _PLACE = re.compile(
     r"(?P<host>[a-z0-9]([a-z0-9.-]*[a-z0-9])?)(:(?P<port>\d{1,5}))?(?P<path>(/[A-Za-z0-9._~-]+)*)/?"
 )
@@ -100,16 +105,16 @@ _API_BASE = re.compile(r"(https?)://[a-z0-9]([a-z0-9.-]*[a-z0-9])?(:\d{1,5})?(/[
 
 @dataclass(frozen=True, slots=True)
 class Binding:
-    """A key, and where it may be sent; ``key`` is empty for requests without one."""
+    """A key by its variable or header, and where it may be sent; ``key`` is empty for requests without one."""
 
     key: str
     host: str
     port: int | None
     path: str
 
-    def covers(self, target: Target, host: str, port: int | None, path: str) -> bool:
-        """Whether a target with that address uses this binding's key within this binding's place."""
-        if (self.key, self.host, self.port) != (target.api_key_env or "", host, port):
+    def covers(self, key: str, host: str, port: int | None, path: str) -> bool:
+        """Whether it lets that key go there."""
+        if (self.key, self.host, self.port) != (key, host, port):
             return False
         return path == self.path or path.startswith(self.path + "/")
 
@@ -160,7 +165,8 @@ class Trust:
                 "any other server is openai/… with an api_base"
             )
             return
-        if target.api_key_env is None and (target.api_base is None or provider != "openai"):
+        keys = [key for field in _CREDENTIALS if (key := getattr(target, field, None))]
+        if not keys and (target.api_base is None or provider != "openai"):
             # litellm would look for a key in the environment by itself.
             yield f"api_key_env: {_WHERE} only openai/… with an api_base can do without"
             return
@@ -170,18 +176,18 @@ class Trust:
             return
         parts = urlsplit(base)
         host = parts.hostname or ""
-        if parts.scheme == "http" and target.api_key_env is not None and not is_loopback(host):
+        if parts.scheme == "http" and keys and not is_loopback(host):
             yield "api_base: a key is sent over https"
             return
         port = None if parts.port == (443 if parts.scheme == "https" else 80) else parts.port
-        path = parts.path.rstrip("/")
-        if any(binding.covers(target, host, port, path) for binding in self._bindings):
-            return
         place = host + (f":{port}" if port else "")
-        key = target.api_key_env or ""
-        what = f"the key {key} may not be sent to {place}" if key else f"nothing may be sent to {place}"
         field = "api_base" if target.api_base is not None else "api_key_env"
-        yield f"{field}: {what}; {SETTING} {key}@{place} allows it"
+        for key in keys or [""]:
+            if not any(binding.covers(key, host, port, parts.path.rstrip("/")) for binding in self._bindings):
+                what = (
+                    f"the key {key} may not be sent to {place}" if key else f"nothing may be sent to {place}"
+                )
+                yield f"{field}: {what}; {SETTING} {key}@{place} allows it"
 
 
 def _binding(entry: str) -> Binding:

@@ -556,6 +556,19 @@ def test_a_url_that_no_policy_comes_from_is_a_wrong_call(place: str) -> None:
         load_settings(policy=place)
 
 
+def test_worker_processes_get_the_same_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    settings = Settings(
+        policy="https://example.com/p.yaml?sig=a,b",
+        allowed_keys="A@x.example,B@y.example",
+        policy_allow_private=True,
+        reload_seconds=2.5,
+        state_dir=tmp_path,
+    )
+    for name, value in settings.environment().items():
+        monkeypatch.setenv(name, value)
+    assert Settings() == settings
+
+
 # The server that follows.
 
 
