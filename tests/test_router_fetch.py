@@ -173,6 +173,7 @@ def test_the_connection_goes_to_the_address_that_was_checked_under_the_name() ->
         assert str(request.url) == f"https://{PUBLIC}:8443/p.yaml?sig=a%2Fb"
         assert request.headers["host"] == "example.com:8443"
         assert request.extensions["sni_hostname"] == "example.com"
+        assert request.headers["accept-encoding"] == "identity"
         return ok(b"x", headers={"etag": '"1"'})
 
     fetcher = Fetcher(Rules(), rebinding, httpx.MockTransport(answer))

@@ -327,6 +327,20 @@ def test_policy_and_bundle_that_fit_only_one_another_come_in_together(
     assert not [key for key in rig.live.report() if "error" in key]
 
 
+def test_a_policy_that_fits_no_bundle_does_not_keep_a_new_bundle_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rig = Rig(tmp_path, PREDICTS, WordPredictor())
+    other = WordPredictor()
+    bundles(monkeypatch, other)
+    rig.look(PREDICTS_THREE)
+    rig.look_at_bundle()
+    assert (rig.version, rig.gateway.in_force.predictor) == (version(PREDICTS), other)
+    report = rig.live.report()
+    assert "policy_error" in report
+    assert "bundle_error" not in report
+
+
 def test_the_bundle_is_loaded_with_the_first_policy_that_predicts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
