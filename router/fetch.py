@@ -286,7 +286,11 @@ def _joined(url: str, location: str) -> str:
 
 def _validator(value: Any) -> str | None:
     # It is sent back as it came: nothing that could be more than one header's value.
-    return value if isinstance(value, str) and len(value) <= 1024 and value.isprintable() else None
+    return (
+        value
+        if isinstance(value, str) and value.isascii() and value.isprintable() and len(value) <= 1024
+        else None
+    )
 
 
 def _words(error: httpx.HTTPError) -> str:

@@ -210,6 +210,16 @@ def test_what_has_not_changed_is_not_sent_again() -> None:
         fetched("https://example.com/p.yaml", lambda _: httpx.Response(304), PUBLIC)
 
 
+@pytest.mark.parametrize("etag", [b'"caf\xe9"', b'"' + b"x" * 2000 + b'"'])
+def test_a_validator_that_cannot_be_sent_back_is_left_out(etag: bytes) -> None:
+    def answer(request: httpx.Request) -> httpx.Response:
+        return httpx.Response(200, stream=httpx.ByteStream(b"x"), headers=[(b"etag", etag)])
+
+    document = fetched("https://example.com/p.yaml", answer, PUBLIC)
+    assert document.etag is None
+    assert document.conditions() == {}
+
+
 def redirecting(to: str, status: int = 302) -> Callable[[httpx.Request], httpx.Response]:
     def answer(request: httpx.Request) -> httpx.Response:
         if request.url.path == "/p.yaml":
