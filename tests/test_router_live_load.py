@@ -1,4 +1,7 @@
-"""Many requests while the policy is rewritten all the time, good and bad in turn; ``make soak`` sends 10,000."""
+"""Many requests while the policy is rewritten all the time, good and bad in turn.
+
+``make soak`` sends 10,000, to a server in a process of its own.
+"""
 
 from __future__ import annotations
 
@@ -16,11 +19,23 @@ from pathlib import Path
 
 import httpx
 import numpy as np
+import pytest
+from provider import serve
 
+from router.app import create_app
+from router.gateway import load_gateway
 from router.policy import parse_policy
+from router.settings import load_settings
+
+# litellm's own, at the first stream.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*using the `ReadOnly` qualifier:UserWarning"),
+    pytest.mark.filterwarnings("ignore:Accessing the 'model_.*fields' attribute:DeprecationWarning"),
+]
 
 ROOT = Path(__file__).parent.parent
-REQUESTS = int(os.environ.get("ROUTER_SOAK_REQUESTS", "2000"))
+SOAK = "ROUTER_SOAK_REQUESTS"
+REQUESTS = int(os.environ.get(SOAK, "2000"))
 CONCURRENCY = 32
 EVERY_SECONDS = 0.05
 CHAT_SHARE = 20  # one request in so many is dispatched, to an echo
@@ -117,6 +132,34 @@ async def ask(port: int, todo: Iterator[int], seen: list[tuple[str, str, float]]
 
 @contextmanager
 def served(policy: Path) -> Iterator[str]:
+    with in_a_process(policy) if SOAK in os.environ else in_a_thread(policy) as url:
+        deadline = time.monotonic() + 60
+        while httpx.get(f"{url}/readyz").json()["dispatch"] != "ready":
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        yield url
+
+
+@contextmanager
+def in_a_thread(policy: Path) -> Iterator[str]:
+    gateway = load_gateway(*load_settings(policy=policy, reload_seconds=0.01))
+    with serve(create_app(gateway=gateway)) as url:
+        yield url
+
+
+def wait_for(url: str) -> None:
+    deadline = time.monotonic() + 30
+    while True:
+        try:
+            httpx.get(f"{url}/healthz")
+            return
+        except httpx.TransportError:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+
+
+@contextmanager
+def in_a_process(policy: Path) -> Iterator[str]:
     process = subprocess.Popen(
         [sys.executable, "-m", "router", "serve", "--policy", str(policy), "--port=0"],
         env={
@@ -132,15 +175,7 @@ def served(policy: Path) -> Iterator[str]:
         assert process.stderr is not None
         found = re.search(r"http://\S+", process.stderr.readline())
         assert found
-        deadline = time.monotonic() + 30
-        while True:
-            try:
-                if httpx.get(f"{found[0]}/readyz").json()["dispatch"] == "ready":
-                    break
-            except httpx.TransportError:
-                pass
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
+        wait_for(found[0])
         yield found[0]
     finally:
         process.terminate()
