@@ -8,7 +8,7 @@ import time
 import traceback
 import uuid
 from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, TypeVar
@@ -70,8 +70,11 @@ def create_app(settings: Settings | None = None, gateway: Gateway | None = None)
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         # litellm loads behind the server, which can predict already.
         asyncio.get_running_loop().call_soon(gateway.dispatcher.warm_up)
-        yield
-        await gateway.close()
+        async with AsyncExitStack() as stack:
+            stack.push_async_callback(gateway.close)
+            if gateway.live is not None:
+                await stack.enter_async_context(gateway.live.following())
+            yield
 
     app = FastAPI(
         title="router",
@@ -109,6 +112,7 @@ def create_app(settings: Settings | None = None, gateway: Gateway | None = None)
             "bundle": gateway.in_force.bundle,
             "policy": gateway.in_force.version,
             "dispatch": dispatch,
+            **(gateway.live.report() if gateway.live is not None else {}),
         }
         if dispatch == "failed":
             state["detail"] = "litellm cannot be loaded; the log says why"
@@ -196,7 +200,7 @@ class Exchange:
 
     def headers(self) -> dict[str, str]:
         """What every answer carries, as far as it is known."""
-        headers = {"x-request-id": self.id}
+        headers = {"x-request-id": self.id, "x-router-policy": self.in_force.version}
         decision = self.decision
         if decision is not None:
             headers["x-router-target"] = decision.target
@@ -219,7 +223,7 @@ class Exchange:
         self.gateway.metrics.answered(self.path, status, seconds)
         decision = self.decision or Decision("-", "-", "default")
         logger.info(
-            "%s %s %d %.1f ms id=%s target=%s reason=%s tier=%s mode=%s score=%s decision=%.1f ms",
+            "%s %s %d %.1f ms id=%s target=%s reason=%s tier=%s mode=%s score=%s policy=%s decision=%.1f ms",
             self.request.method,
             self.path,
             status,
@@ -230,6 +234,7 @@ class Exchange:
             decision.tier or "-",
             decision.mode or "-",
             "-" if decision.score is None else f"{decision.score:.4f}",
+            self.in_force.version,
             self.decision_ms,
         )
 
@@ -329,10 +334,9 @@ async def _route(exchange: Exchange) -> Response:
         for index in range(len(body)):
             one = replace(facts, content=body.content(index))
             decision = await exchange.decide(one, partial(body.prompt, index))
+            in_force, trail = exchange.in_force, exchange.wants_trail
             answers.append(
-                route_answer(
-                    decision, exchange.in_force.bundle, exchange.decision_ms, trail=exchange.wants_trail
-                )
+                route_answer(decision, in_force.version, in_force.bundle, exchange.decision_ms, trail=trail)
             )
         return answers
 

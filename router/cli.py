@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import signal
 import socket
 import sys
 import tempfile
@@ -21,6 +22,8 @@ from router import __version__
 from router.errors import RouterError, UsageError, run_command
 
 if TYPE_CHECKING:
+    from uvicorn.supervisors import Multiprocess
+
     from router.features import Prompt
     from router.gateway import Gateway
     from router.policy import Policy
@@ -83,19 +86,45 @@ def _options(
 @app.command()
 def serve(
     policy: Annotated[
-        Path | None, typer.Option("--policy", metavar="FILE", help="Targets, tiers, aliases and thresholds.")
+        str | None,
+        typer.Option("--policy", metavar="FILE|URL", help="Targets, tiers, aliases and thresholds."),
     ] = None,
     bundle: BundleOption = None,
     host: Annotated[str | None, typer.Option(help="Address to listen on; 127.0.0.1 by default.")] = None,
     port: Annotated[int | None, typer.Option(help="8080 by default; 0 takes a free one.")] = None,
     workers: Annotated[int | None, typer.Option(help="Processes; 1 by default.")] = None,
     log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error.")] = None,
+    reload_seconds: Annotated[
+        float | None,
+        typer.Option(
+            metavar="S",
+            help="How often policy and bundle are looked at for changes: 1 by default, 30 for a URL; 0 is never. "
+            "SIGHUP does it at once.",
+        ),
+    ] = None,
+    allow_key: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME[@HOST]",
+            help="A variable that the policy may name as a key, and the host that it may be sent to; may be repeated. "
+            "@HOST for requests without a key. By default a file may name any, a URL none.",
+        ),
+    ] = None,
+    policy_allow_redirects: Annotated[
+        bool | None, typer.Option("--policy-allow-redirects", help="Follow redirects of the policy's URL.")
+    ] = None,
+    policy_allow_private: Annotated[
+        bool | None,
+        typer.Option(
+            "--policy-allow-private", help="The policy's URL may lead to an address that is not public."
+        ),
+    ] = None,
 ) -> None:
     """Serve the OpenAI-compatible API.
 
     Policy, bundle and settings are looked for in this order: flag, environment variable (ROUTER_POLICY,
-    ROUTER_BUNDLE, ROUTER_HOST, ROUTER_PORT, ROUTER_WORKERS, ROUTER_LOG_LEVEL), ./router.yaml, router.yaml in
-    the user's configuration directory, what the package carries.
+    ROUTER_BUNDLE, ROUTER_HOST, ROUTER_PORT, ROUTER_WORKERS, ROUTER_LOG_LEVEL, ROUTER_RELOAD_SECONDS; ROUTER_ALLOWED_KEYS
+    with commas), ./router.yaml, router.yaml in the user's configuration directory, what the package carries.
     """
     import uvicorn
 
@@ -103,14 +132,25 @@ def serve(
     from router.gateway import load_gateway
     from router.settings import load_settings
 
-    settings, in_force = load_settings(
-        policy=policy, bundle=bundle, host=host, port=port, workers=workers, log_level=log_level
+    if hasattr(signal, "SIGHUP"):
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until the server runs, and reloads on it
+    settings, policy_found = load_settings(
+        policy=policy,
+        bundle=bundle,
+        host=host,
+        port=port,
+        workers=workers,
+        log_level=log_level,
+        reload_seconds=reload_seconds,
+        allowed_keys=",".join(allow_key) if allow_key else None,
+        policy_allow_redirects=policy_allow_redirects,
+        policy_allow_private=policy_allow_private,
     )
     with ExitStack() as stack:
         listener = stack.enter_context(_listen(settings.host, settings.port))
-        gateway = load_gateway(settings, in_force)
+        gateway = load_gateway(settings, policy_found)
         url = f"http://{settings.host}:{listener.getsockname()[1]}"
-        for line in _greeting(url, settings, in_force, gateway):
+        for line in _greeting(url, settings, gateway):
             print(line, file=sys.stderr)
         config: dict[str, Any] = {
             "log_config": _logging(settings.log_level),
@@ -123,8 +163,6 @@ def serve(
             server = uvicorn.Server(uvicorn.Config(create_app(gateway=gateway), **config))
             server.run(sockets=[listener])
             return
-        from uvicorn.supervisors import Multiprocess
-
         os.environ.update(settings.environment())
         if not os.environ.get("PROMETHEUS_MULTIPROC_DIR"):
             shared = stack.enter_context(tempfile.TemporaryDirectory(prefix="router-metrics-"))
@@ -132,7 +170,7 @@ def serve(
         factory = uvicorn.Config(
             "router.app:app_from_environment", factory=True, workers=settings.workers, **config
         )
-        Multiprocess(factory, sockets=[listener]).run()
+        _workers()(factory, sockets=[listener]).run()
 
 
 @app.command()
@@ -213,7 +251,8 @@ def explain(
     explained = run(read, headers, in_force)
     milliseconds = (time.perf_counter() - started) * 1e3
     if as_json:
-        print(json.dumps(route_answer(explained.decision, in_force.bundle, milliseconds, trail=True)))
+        decision, bundle_id = explained.decision, in_force.bundle
+        print(json.dumps(route_answer(decision, in_force.version, bundle_id, milliseconds, trail=True)))
         return
     for line in explained.lines():
         print(line)
@@ -357,10 +396,12 @@ def _listen(host: str, port: int) -> socket.socket:
     return listener
 
 
-def _greeting(url: str, settings: Settings, policy: Policy, gateway: Gateway) -> Iterator[str]:
+def _greeting(url: str, settings: Settings, gateway: Gateway) -> Iterator[str]:
     """What is served, and what is missing."""
+    policy = gateway.in_force.policy
     yield f"router {__version__} on {url}"
-    yield f"  policy   {settings.policy} ({gateway.in_force.version})"
+    shown = gateway.live.source.shown if gateway.live else settings.policy
+    yield f"  policy   {shown} ({gateway.in_force.version})"
     yield f"  bundle   {gateway.in_force.bundle or 'none: the policy predicts nothing'}"
     for name, target in policy.targets.items():
         yield f"  target   {name}: {target.model}"
@@ -369,6 +410,20 @@ def _greeting(url: str, settings: Settings, policy: Policy, gateway: Gateway) ->
     if all(target.echo for target in policy.targets.values()):
         yield "  These targets only echo what they are asked. To reach real providers, copy that policy to"
         yield "  ./router.yaml, name your models and the variables that hold their keys, and start again."
+
+
+def _workers() -> type[Multiprocess]:
+    from uvicorn.supervisors import Multiprocess
+
+    class Workers(Multiprocess):
+        """Worker processes that are told of SIGHUP, where uvicorn's are replaced."""
+
+        def handle_hup(self) -> None:
+            for process in self.processes:
+                if process.pid is not None:
+                    os.kill(process.pid, signal.SIGHUP)
+
+    return Workers
 
 
 def _logging(level: str) -> dict[str, Any]:

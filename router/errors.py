@@ -57,6 +57,10 @@ class PolicyError(RouterError):
         self.problems = tuple(problems)
 
 
+class SourceError(RouterError):
+    """What a policy comes from cannot be read or reached; of the policy itself that says nothing."""
+
+
 class RequestError(RouterError):
     """A request to the server is wrong; becomes an HTTP 4xx in the dialect's error shape.
 

@@ -188,7 +188,7 @@ def request_id(headers: Mapping[str, str]) -> str | None:
 
 
 def route_answer(
-    decision: Decision, bundle: str | None, milliseconds: float, *, trail: bool = False
+    decision: Decision, policy: str, bundle: str | None, milliseconds: float, *, trail: bool = False
 ) -> dict[str, Any]:
     """A decision as ``/v1/route`` gives it; with its stages where these are asked for."""
     stages = [{"stage": stage, "outcome": outcome} for stage, outcome in decision.trail]
@@ -202,6 +202,7 @@ def route_answer(
         "reason": decision.reason,
         "tier": decision.tier,
         "mode": decision.mode,
+        "policy": policy,
         "bundle": bundle if decision.score is not None else None,
         "decision_ms": round(milliseconds, 3),
         **({"trail": stages} if trail else {}),

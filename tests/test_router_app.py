@@ -53,7 +53,7 @@ def error_of(answer: httpx.Response) -> dict[str, Any]:
     return body["error"]
 
 
-def test_route_gives_the_contract_s_fields(http: httpx.Client) -> None:
+def test_route_gives_the_contract_s_fields(http: httpx.Client, router: Running) -> None:
     answer = http.post("/v1/route", json=ASK).json()
     assert answer.pop("decision_ms") > 0
     assert answer == {
@@ -66,6 +66,7 @@ def test_route_gives_the_contract_s_fields(http: httpx.Client) -> None:
         "reason": "predicted",
         "tier": "auto",
         "mode": None,
+        "policy": router.gateway.in_force.version,
         "bundle": "words@0",
     }
 

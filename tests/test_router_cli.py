@@ -18,6 +18,7 @@ from running import WordPredictor
 
 import router.cli
 from router import __version__
+from router.policy import load_policy
 
 ROOT = Path(__file__).parent.parent
 # Decides without a bundle, and answers without a provider.
@@ -117,6 +118,11 @@ def test_decide_reads_jsonl(run: Run) -> None:
         (["decide", "x", "--bundel", "y"], "", 2, "--bundel"),
         (["decied"], "", 2, "decied"),
         (["serve", "--policy", "none.yaml"], "", 2, "none.yaml: no policy can be read there"),
+        (["serve", "--policy", "http://example.com/p.yaml"], "", 2, "http is for loopback addresses"),
+        (["serve", "--policy", "ftp://example.com/p.yaml"], "", 2, "a policy comes from a file, https"),
+        (["serve", "--policy", "http://127.0.0.1:9/p.yaml"], "", 1, "no earlier policy from there is kept"),
+        (["serve", "--allow-key", "MY_KEY"], "", 2, "say where that key may be sent, as MY_KEY@HOST"),
+        (["serve", "--reload-seconds", "-1"], "", 2, "--reload-seconds: "),
         (["serve", "--port", "99999"], "", 2, "--port: "),
         (["serve", "--port", "x"], "", 2, "--port"),
         (["serve", "--workers", "0"], "", 2, "--workers: "),
@@ -201,6 +207,33 @@ def ended(process: subprocess.Popen[str]) -> str:
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=20)
     return errors
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="there is no SIGHUP")
+def test_sighup_reloads_in_every_worker(tmp_path: Path) -> None:
+    policy = tmp_path / "router.yaml"
+    policy.write_text(POLICY)
+    process, url, _ = started(tmp_path, "--workers", "2", "--reload-seconds", "0")
+    try:
+
+        def versions(requests: int) -> set[str]:
+            # A connection each, so that both workers get some.
+            answers = [httpx.post(f"{url}/v1/route", json={"prompt": "x"}) for _ in range(requests)]
+            return {answer.headers["x-router-policy"] for answer in answers}
+
+        before = versions(1)
+        policy.write_text(POLICY + "limits: {prompts: 7}\n")
+        after = load_policy(policy).hash
+        assert after not in before
+        deadline = time.monotonic() + 30
+        # A worker that is still starting does not hear it.
+        while versions(20) != {after}:
+            process.send_signal(signal.SIGHUP)
+            assert time.monotonic() < deadline
+            time.sleep(0.5)
+    finally:
+        errors = ended(process)
+    assert f"policy: {after} is in force now" in errors
 
 
 def test_serve(tmp_path: Path) -> None:
