@@ -10,7 +10,7 @@ from router.errors import RequestError
 from router.policy import PREDICT, Address, Policy, Tier, printable
 from router.predictor import Prediction
 
-Reason = Literal["pinned", "signal", "predicted", "unknown", "default"]
+Reason = Literal["pinned", "signal", "predicted", "unknown", "default", "fallback", "escalated"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +45,9 @@ class Decision:
     reason : str
         ``pinned``: the client named the target. ``signal``: its mode is mapped to one. ``predicted``: by the
         bundle. ``unknown``: the bundle flagged the prompt as unlike its training data, and the policy says where
-        such prompts go. ``default``: what the tier gives a request without a known mode.
+        such prompts go. ``default``: what the tier gives a request without a known mode. Of what happened after the
+        decision: ``fallback``: the target that was decided on did not answer, this one did. ``escalated``: its answer was
+        none, and this one was asked once more.
     tier, mode : str or None
         The tier that decided (none where pinned), and the mode that the client gave, even an unknown one.
     score, threshold : float or None

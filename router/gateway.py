@@ -11,10 +11,13 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from types import MappingProxyType
 from typing import Protocol
 
+from router.clients import ClientKeys
 from router.decision import Decision, RequestFacts, decide, needs_prediction
 from router.dispatch import Destination, Dispatcher, destination, scrubber
+from router.failover import Failover
 from router.features import Prompt
 from router.metrics import Metrics
 from router.policy import Policy
@@ -71,23 +74,29 @@ class InForce:
         """The bundle's name."""
         return self.predictor.name if self.predictor else None
 
-    def destination(self, name: str) -> Destination:
-        """A target with its key; :class:`router.errors.UpstreamError` 401 where that is not set."""
-        return destination(name, self.policy.targets[name], self._environment, self._scrub)
+    def destination(self, name: str, headers: Mapping[str, str] = MappingProxyType({})) -> Destination:
+        """A target with its key, which ``headers`` may hold; raises what :func:`router.dispatch.destination` does."""
+        return destination(name, self.policy.targets[name], self._environment, self._scrub, headers)
 
 
 class Gateway:
-    """One server's state; parameters as for :class:`InForce`, which it starts with."""
+    """One server's state; parameters as for :class:`InForce`, which it starts with.
+
+    ``clients`` are those who may use it; anybody, where there are none.
+    """
 
     def __init__(
         self,
         policy: Policy,
         predictor: PromptPredictor | None,
         environment: Mapping[str, str] | None = None,
+        clients: ClientKeys | None = None,
     ) -> None:
         self.in_force = InForce(policy, predictor, environment)
+        self.clients = clients
         self.dispatcher = Dispatcher()
         self.metrics = Metrics()
+        self.failover = Failover(self.metrics)
         self.started = int(time.time())
         # The encoder releases the GIL, so prompts run beside one another; more threads than cores only queue.
         self._executor = ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="predict")
@@ -115,10 +124,13 @@ def load_gateway(settings: Settings, policy: Policy) -> Gateway:
     Raises
     ------
     BundleError, EncoderError, PolicyError
+    RouterError
+        The file of clients cannot be used.
     """
+    clients = None if settings.clients is None else ClientKeys.of(settings.clients)
     if settings.bundle is None and not policy.uses_prediction():
-        return Gateway(policy, None)
+        return Gateway(policy, None, clients=clients)
     from router.bundle import default_bundle_dir
     from router.predictor import load_predictor
 
-    return Gateway(policy, load_predictor(settings.bundle or default_bundle_dir()))
+    return Gateway(policy, load_predictor(settings.bundle or default_bundle_dir()), clients=clients)

@@ -4,16 +4,18 @@ One order for all of them, the first that is there counts:
 
 1. the flag of the command,
 2. the environment variable (``ROUTER_POLICY``, ``ROUTER_BUNDLE``, ``ROUTER_HOST``, ``ROUTER_PORT``,
-   ``ROUTER_WORKERS``, ``ROUTER_LOG_LEVEL``),
+   ``ROUTER_WORKERS``, ``ROUTER_LOG_LEVEL``, ``ROUTER_CLIENTS``, ``ROUTER_OPEN_TO_ANYONE``),
 3. ``./router.yaml``,
 4. ``router.yaml`` in the user's configuration directory,
 5. what the package carries.
 
-The section ``server`` of the policy that was found so speaks for the settings that 1 and 2 left open.
+The section ``server`` of the policy that was found so speaks for the settings that 1 and 2 left open; but never for who
+may use the server: those two are the server's own.
 """
 
 from __future__ import annotations
 
+import ipaddress
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -42,6 +44,8 @@ class Settings(BaseSettings):
     port: Annotated[int, Field(ge=0, le=65_535)] = 8080
     workers: Annotated[int, Field(ge=1, le=256)] = 1
     log_level: LogLevel = "info"
+    clients: Path | None = None
+    open_to_anyone: bool = False
 
     def environment(self) -> dict[str, str]:
         """The same settings as environment variables, for worker processes."""
@@ -79,6 +83,29 @@ def load_settings(**flags: Any) -> tuple[Settings, Policy]:
         section["bundle"] = path.parent / section["bundle"]
     left_open = {name: value for name, value in section.items() if name not in settings.model_fields_set}
     return _checked({**left_open, **given, "policy": path}), policy
+
+
+def check_exposure(settings: Settings) -> None:
+    """Without client keys a server listens on the loopback interface only, unless told otherwise in so many words.
+
+    Raises
+    ------
+    UsageError
+        Anybody who reaches the address could use the server's provider keys.
+    """
+    if settings.clients is None and not settings.open_to_anyone and not is_loopback(settings.host):
+        raise UsageError(
+            f"anybody who reaches {settings.host} could spend your providers' keys: make clients keys with "
+            "`router keys new NAME --clients FILE` and start with --clients FILE, or say --open-to-anyone"
+        )
+
+
+def is_loopback(host: str) -> bool:
+    """Whether an address to listen on is reached from this machine alone."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def find_policy(settings: Settings) -> Path:
