@@ -117,7 +117,8 @@ class Target(_Section):
         Seconds until the answer, retries and what was waited between them included, or until a stream's next chunk.
     retries : int
         How often a request is sent again, where the provider cannot be reached, breaks off or answers 429 or 5xx; never
-        after the first byte of an answer, nor where it wants to be left alone for longer than two seconds.
+        after the first byte of an answer, nor where it wants to be left alone for longer than two seconds. None by
+        default: most clients try again themselves.
     fallbacks : list of str
         The targets that are tried next, in this order. Only the list of the target that was decided on counts.
     cooldown : Cooldown or None
@@ -140,7 +141,7 @@ class Target(_Section):
     params: Mapping[str, Any] = Field(default_factory=dict)
     drop_params: bool = False
     timeout: Seconds = 600
-    retries: Annotated[int, Field(ge=0, le=10)] = 1
+    retries: Annotated[int, Field(ge=0, le=10)] = 0
     fallbacks: tuple[Name, ...] = ()
     cooldown: Cooldown | None = Cooldown()
     max_concurrency: Annotated[int, Field(ge=1)] | None = None

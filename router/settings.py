@@ -95,8 +95,8 @@ def check_exposure(settings: Settings) -> None:
     """
     if settings.clients is None and not settings.open_to_anyone and not is_loopback(settings.host):
         raise UsageError(
-            f"anybody who reaches {settings.host} could spend your providers' keys: make clients keys with "
-            "`router keys new NAME --clients FILE` and start with --clients FILE, or say --open-to-anyone"
+            f"anybody who reaches {settings.host} could spend your providers' keys: start with --clients FILE, "
+            "which `router keys new NAME --clients FILE` writes, or say --open-to-anyone"
         )
 
 
