@@ -420,7 +420,7 @@ async def _answer(exchange: Exchange, chat: ChatRequest) -> Response:
     answer = exchange.complete(sent, sent.answer)
     if escalate is not None and decision.tier is not None:
         stronger = policy.stronger(decision.tier)
-        fault = await asyncio.to_thread(_fault, answer, chat.body, escalate.on)
+        fault = await asyncio.to_thread(_fault, answer, chat.body, escalate.when)
         if fault is not None and sent.to.name != stronger:
             exchange.gateway.metrics.faulty(sent.to.name, fault)
             answer = await _escalated(exchange, stronger, call) or answer

@@ -96,7 +96,7 @@ def fault_of(gist: Gist, asked: Mapping[str, Any], faults: Collection[Fault]) ->
     asked : mapping
         The body of the request: it says whether JSON was asked for, and by which schema.
     faults : collection of str
-        What counts, as a tier's ``escalate.on`` lists it.
+        What counts, as a tier's ``escalate.when`` lists it.
     """
     if gist.refused:
         return "refusal" if "refusal" in faults else None

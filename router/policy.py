@@ -229,7 +229,7 @@ class Escalate(_Section):
     ----------
     to : str
         A target; or ``strong``, the dearest of the tier's prediction.
-    on : set of str
+    when : set of str
         What makes an answer none. ``refusal``: the provider says that the model refused. ``invalid_json``: JSON was asked
         for, and it is not valid, or not by the schema asked for; or a tool's arguments are no JSON. ``empty``: neither text
         nor a call of a tool. ``refusal_text``: a short answer in English that begins as refusals do.
@@ -239,7 +239,7 @@ class Escalate(_Section):
     """
 
     to: Name = STRONG
-    on: Annotated[frozenset[Fault], Field(min_length=1)] = frozenset(("refusal", "invalid_json", "empty"))
+    when: Annotated[frozenset[Fault], Field(min_length=1)] = frozenset(("refusal", "invalid_json", "empty"))
     buffer_streams: bool = False
 
 

@@ -56,7 +56,7 @@ TIERS = {
     "predicted": {
         "predict": {"weak": "weak", "strong": "best"},
         "default": "weak",
-        "escalate": {"on": ["empty"]},
+        "escalate": {"when": ["empty"]},
     },
     "top": {"default": "best", "escalate": ESCALATE},
     "tier-of-first": {"default": "first"},
