@@ -80,7 +80,12 @@ class Provider:
                 400, "Unsupported value", "invalid_request_error", "unsupported_value", param="temperature"
             )
         if model == "garbage":
-            return Response('{"id": "chatcmpl-1", "choi', media_type="application/json")
+            half = '{"id": "chatcmpl-1", "choi'
+            if body.get("stream"):
+                return Response(f"data: {half}\n\n", media_type="text/event-stream")
+            return Response(half, media_type="application/json")
+        if model == "detail-in-200":
+            return JSONResponse({"detail": f"model is loading ({SECRET})"})
         if model == "error-in-200":
             return _error(200, f"Provider returned error ({SECRET})", "server_error", None)
         if model == "resets":
