@@ -192,8 +192,9 @@ def _of_response(data: Mapping[str, Any]) -> Gist:
 
 
 def _payloads(events: Sequence[bytes]) -> Iterator[dict[str, Any]]:
-    for event in events:
-        lines = event.decode("utf-8", "replace").splitlines()
+    # What is sent at once may be several events.
+    for event in b"".join(events).split(b"\n\n"):
+        lines = event.decode("utf-8", "replace").split("\n")
         text = "\n".join(line[5:].lstrip() for line in lines if line.startswith("data:"))
         try:
             data = json.loads(text)

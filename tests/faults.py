@@ -42,8 +42,8 @@ def _fault(
     return Fault(name, asks, fields, answers)
 
 
-def _said(message: str, **fields: Any) -> dict[str, Any]:
-    return {"error": {"message": message, "type": "error", "param": None, "code": None, **fields}}
+def _said(message: str, kind: str) -> dict[str, Any]:
+    return {"error": {"message": message, "type": kind, "param": None, "code": None}}
 
 
 FAULTS = [
@@ -54,9 +54,13 @@ FAULTS = [
     _fault("stalls in the middle of a stream", "stalls-midway", timeout=TIMEOUT),
     _fault("sends an error in the middle of a stream", "fails-midway"),
     _fault("429, `Retry-After: 7`", "rate-limited"),
-    _fault("429, `Retry-After: 0`, then well", "once", (429, _said("Slow down"), {"retry-after": "0"})),
+    _fault(
+        "429, `Retry-After: 0`, then well",
+        "once",
+        (429, _said("Slow down", "rate_limit_error"), {"retry-after": "0"}),
+    ),
     _fault("500", "broken"),
-    _fault("503 once, then well", "shaky", (503, _said("Overloaded"), {})),
+    _fault("503 once, then well", "shaky", (503, _said("Overloaded", "overloaded_error"), {})),
     _fault("502 with a page of HTML", "not-json"),
     _fault("200 with half a JSON object", "garbage"),
     _fault("200 with an error in the body", "error-in-200"),
@@ -64,7 +68,7 @@ FAULTS = [
     _fault(
         "401: the provider refuses the server's key",
         "locked",
-        *[(401, _said(f"Incorrect API key {KEY}"), {})] * 9,
+        *[(401, _said(f"Incorrect API key {KEY}", "authentication_error"), {})] * 9,
     ),
     _fault("has no key: its variable is not set", "small", api_key_env="NOT_SET_ANYWHERE"),
     _fault("400: the request's own fault", "picky"),
