@@ -9,7 +9,7 @@ PEERS := .venv-peers
 PIP_FLAGS := --disable-pip-version-check --quiet --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help run demo test check test-encoders test-wheel bench-gateway peers benchmark clean
+.PHONY: help run demo test check test-encoders test-wheel soak bench-gateway peers benchmark clean
 
 help:  ## what can be made
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -81,6 +81,9 @@ test-encoders: $(ENCODERS)/ready  ## the encoder beside sentence-transformers; a
 
 test-wheel: $(VENV)/dev  ## the wheel, alone in an empty environment: it predicts and serves
 	$(BIN)/python tests/wheel_alone.py
+
+soak: $(VENV)/dev  ## 10,000 requests while the policy is rewritten every 50 ms
+	ROUTER_SOAK_REQUESTS=10000 $(BIN)/python -m pytest -s tests/test_router_live_load.py
 
 bench-gateway: $(VENV)/dev $(PROXY)/ready  ## beside the LiteLLM proxy: latency and throughput (minutes)
 	$(BIN)/python tests/bench_gateway.py --proxy $(PROXY)/bin/litellm

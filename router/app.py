@@ -10,7 +10,7 @@ import time
 import traceback
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Literal, TypeVar
@@ -21,7 +21,9 @@ from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
 from router import __version__
+from router.capability import lacks
 from router.clients import Client
+from router.content import Content
 from router.decision import Decision, RequestFacts
 from router.dispatch import Answer, Destination, Stream
 from router.errors import RequestError, RouterError, UpstreamError
@@ -40,6 +42,8 @@ from router.schemas import (
     request_id,
     route_answer,
     to_json,
+    trail_header,
+    wants_trail,
 )
 from router.settings import Settings, load_settings
 from router.upstream import Usage
@@ -79,11 +83,14 @@ def create_app(settings: Settings | None = None, gateway: Gateway | None = None)
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         # litellm loads behind the server, which can predict already.
         asyncio.get_running_loop().call_soon(gateway.dispatcher.warm_up)
-        watching = asyncio.create_task(gateway.clients.watch()) if gateway.clients is not None else None
-        yield
-        if watching is not None:
-            watching.cancel()
-        await gateway.close()
+        async with AsyncExitStack() as stack:
+            stack.push_async_callback(gateway.close)
+            if gateway.live is not None:
+                await stack.enter_async_context(gateway.live.following())
+            if gateway.clients is not None:
+                watching = asyncio.create_task(gateway.clients.watch())
+                stack.callback(watching.cancel)
+            yield
 
     app = FastAPI(
         title="router",
@@ -154,6 +161,7 @@ class Exchange:
         self._body_bytes = 0
         self.id = request_id(self.request.headers) or f"req_{uuid.uuid4().hex}"
         self.path = self.request.url.path
+        self.wants_trail = False
 
     @property
     def client_id(self) -> str:
@@ -166,7 +174,8 @@ class Exchange:
         limits = self.in_force.policy.limits
         if self.client is None:
             return limits
-        return limits.model_copy(update={"threshold_override": self.client.threshold_override})
+        own = {"threshold_override": self.client.threshold_override, "explain": self.client.explain}
+        return limits.model_copy(update=own)
 
     async def run(
         self, handle: Callable[[Exchange], Coroutine[Any, Any, Response]], *, counted: bool = True
@@ -199,6 +208,7 @@ class Exchange:
             self.client = clients.identify(self.request.headers)
             if counted:
                 clients.admit(self.client)
+        self.wants_trail = wants_trail(self.request.headers, self.limits)
 
     def check_admin(self) -> None:
         """Raise :class:`RequestError`, 403, where the client may not see other clients' traffic."""
@@ -249,7 +259,8 @@ class Exchange:
         assert self.decision is not None
         self._decided = self._decided or self.decision
         model = self.in_force.policy.targets[name].model
-        self.decision = replace(self.decision, target=name, model=model, reason=reason)
+        trail = (*self.decision.trail, (reason, f"{name} answered in place of {self.decision.target}"))
+        self.decision = replace(self.decision, target=name, model=model, reason=reason, trail=trail)
         self.gateway.metrics.rerouted(name, reason)
 
     def complete(self, sent: Sent[Any], answer: Complete) -> Complete:
@@ -271,7 +282,7 @@ class Exchange:
 
     def headers(self) -> dict[str, str]:
         """What every answer carries, as far as it is known."""
-        headers = {"x-request-id": self.id}
+        headers = {"x-request-id": self.id, "x-router-policy": self.in_force.version}
         decision = self.decision
         if decision is not None:
             headers["x-router-target"] = decision.target
@@ -284,6 +295,8 @@ class Exchange:
                 headers["x-router-score"] = f"{decision.score:.6g}"
             if decision.threshold is not None:
                 headers["x-router-threshold"] = f"{decision.threshold:.6g}"
+            if self.wants_trail:
+                headers["x-router-trail"] = trail_header(decision.trail)
         if self._decided is not None:
             headers["x-router-decided-target"] = self._decided.target
         if self.attempts:
@@ -296,7 +309,8 @@ class Exchange:
         self.gateway.metrics.answered(self.path, status, seconds)
         decision = self.decision or Decision("-", "-", "default")
         logger.info(
-            "%s %s %d %.1f ms id=%s client=%s target=%s reason=%s tier=%s mode=%s score=%s attempts=%d decision=%.1f ms",
+            "%s %s %d %.1f ms id=%s client=%s target=%s reason=%s tier=%s mode=%s score=%s "
+            "attempts=%d policy=%s decision=%.1f ms",
             self.request.method,
             self.path,
             status,
@@ -309,6 +323,7 @@ class Exchange:
             decision.mode or "-",
             "-" if decision.score is None else f"{decision.score:.4f}",
             len(self.attempts),
+            self.in_force.version,
             self.decision_ms,
         )
 
@@ -388,16 +403,16 @@ async def _gone(receive: Receive) -> None:
 
 async def _chat(exchange: Exchange) -> Response:
     chat = read_chat(await exchange.body())
-    facts = read_facts(chat.body, exchange.request.headers, exchange.limits)
+    facts = read_facts(chat.body, exchange.request.headers, exchange.limits, chat.content())
 
     async def answer() -> Response:
         await exchange.decide(facts, chat.prompt)
-        return await _answer(exchange, chat)
+        return await _answer(exchange, chat, facts.content)
 
     return await unless_gone(exchange.request.receive, answer())
 
 
-async def _answer(exchange: Exchange, chat: ChatRequest) -> Response:
+async def _answer(exchange: Exchange, chat: ChatRequest, content: Content | None) -> Response:
     """Send a request where it was decided; then where the policy falls back to, or escalates."""
     policy = exchange.in_force.policy
     decision = exchange.decision
@@ -412,7 +427,11 @@ async def _answer(exchange: Exchange, chat: ChatRequest) -> Response:
         stream = await dispatcher.stream(to, chat.body)
         return await hold(stream) if held else stream
 
-    sent = await exchange.send([decision.target, *policy.targets[decision.target].fallbacks], call)
+    def able(name: str) -> bool:
+        return content is None or lacks(policy.targets[name], content.needs) is None
+
+    fallbacks = filter(able, policy.targets[decision.target].fallbacks)
+    sent = await exchange.send([decision.target, *fallbacks], call)
     if sent.to.name != decision.target:
         exchange.answered_by(sent.to.name, "fallback")
     if isinstance(sent.answer, Stream):
@@ -421,7 +440,7 @@ async def _answer(exchange: Exchange, chat: ChatRequest) -> Response:
     if escalate is not None and decision.tier is not None:
         stronger = policy.stronger(decision.tier)
         fault = await asyncio.to_thread(_fault, answer, chat.body, escalate.when)
-        if fault is not None and sent.to.name != stronger:
+        if fault is not None and sent.to.name != stronger and able(stronger):
             exchange.gateway.metrics.faulty(sent.to.name, fault)
             answer = await _escalated(exchange, stronger, call) or answer
     if isinstance(answer, Held):
@@ -457,8 +476,12 @@ async def _route(exchange: Exchange) -> Response:
     async def decisions() -> list[dict[str, Any]]:
         answers = []
         for index in range(len(body)):
-            decision = await exchange.decide(facts, partial(body.prompt, index))
-            answers.append(route_answer(decision, exchange.in_force.bundle, exchange.decision_ms))
+            one = replace(facts, content=body.content(index))
+            decision = await exchange.decide(one, partial(body.prompt, index))
+            in_force, trail = exchange.in_force, exchange.wants_trail
+            answers.append(
+                route_answer(decision, in_force.version, in_force.bundle, exchange.decision_ms, trail=trail)
+            )
         return answers
 
     answers = await unless_gone(exchange.request.receive, decisions())
@@ -489,6 +512,7 @@ def _readyz(request: Request, gateway: Gateway) -> Response:
     if _sees_all(request, gateway):
         in_force = gateway.in_force
         state |= {"bundle": in_force.bundle, "policy": in_force.version, "dispatch": dispatch}
+        state |= gateway.live.report() if gateway.live is not None else {}
         if failed:
             state["detail"] = "litellm cannot be loaded; the log says why"
         if cooling := gateway.failover.cooling(in_force.policy.targets.items()):

@@ -7,29 +7,34 @@ arrives, and is decided and sent by that one, whatever is put in force meanwhile
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from types import MappingProxyType
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from router.clients import ClientKeys
 from router.decision import Decision, RequestFacts, decide, needs_prediction
 from router.dispatch import Destination, Dispatcher, destination, scrubber
+from router.errors import PolicyError
 from router.failover import Failover
 from router.features import Prompt
 from router.metrics import Metrics
 from router.policy import Policy
 from router.predictor import Prediction
-from router.settings import Settings
+from router.settings import Settings, policy_source
+
+if TYPE_CHECKING:
+    from router.live import Live
+
+logger = logging.getLogger("router")
 
 
-class PromptPredictor(Protocol):
-    """What the server needs of a :class:`router.predictor.Predictor`."""
-
-    @property
-    def name(self) -> str: ...
+class BundleFacts(Protocol):
+    """What a policy leaves to its bundle; a manifest has it, and a predictor."""
 
     @property
     def targets(self) -> tuple[str, ...]: ...
@@ -37,7 +42,25 @@ class PromptPredictor(Protocol):
     @property
     def threshold(self) -> float: ...
 
+    @property
+    def bars(self) -> Mapping[float, float]: ...
+
+    @property
+    def knows_steps(self) -> bool: ...
+
+
+class PromptPredictor(BundleFacts, Protocol):
+    """What the server needs of a :class:`router.predictor.Predictor`."""
+
+    @property
+    def name(self) -> str: ...
+
     def predict(self, prompts: Sequence[Prompt]) -> Prediction: ...
+
+
+def bound(policy: Policy, bundle: BundleFacts) -> Policy:
+    """The policy with all spelled out that it leaves to the bundle; :class:`PolicyError` where the two do not fit."""
+    return policy.bound_to(bundle.targets, bundle.threshold, bars=bundle.bars, knows_steps=bundle.knows_steps)
 
 
 class InForce:
@@ -64,7 +87,7 @@ class InForce:
         environment: Mapping[str, str] | None = None,
     ) -> None:
         self.version = policy.hash
-        self.policy = policy.bound_to(predictor.targets, predictor.threshold) if predictor else policy
+        self.policy = policy if predictor is None else bound(policy, predictor)
         self.predictor = predictor
         self._environment = os.environ if environment is None else environment
         self._scrub = scrubber(policy.targets.values(), self._environment)
@@ -83,7 +106,10 @@ class Gateway:
     """One server's state; parameters as for :class:`InForce`, which it starts with.
 
     ``clients`` are those who may use it; anybody, where there are none.
+    ``live`` keeps policy and bundle as their sources say, where they have such.
     """
+
+    live: Live | None = None
 
     def __init__(
         self,
@@ -92,7 +118,8 @@ class Gateway:
         environment: Mapping[str, str] | None = None,
         clients: ClientKeys | None = None,
     ) -> None:
-        self.in_force = InForce(policy, predictor, environment)
+        self.environment = os.environ if environment is None else environment
+        self.in_force = InForce(policy, predictor, self.environment)
         self.clients = clients
         self.dispatcher = Dispatcher()
         self.metrics = Metrics()
@@ -100,6 +127,10 @@ class Gateway:
         self.started = int(time.time())
         # The encoder releases the GIL, so prompts run beside one another; more threads than cores only queue.
         self._executor = ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="predict")
+
+    def put_in_force(self, in_force: InForce) -> None:
+        """Decide and send by this from the next request on; those that have arrived keep theirs."""
+        self.in_force = in_force
 
     async def decide(self, in_force: InForce, facts: RequestFacts, prompt: Callable[[], Prompt]) -> Decision:
         """Decide on one request; ``prompt`` is called, off the event loop, where a prediction is needed."""
@@ -121,6 +152,8 @@ class Gateway:
 def load_gateway(settings: Settings, policy: Policy) -> Gateway:
     """Load the bundle, where the policy predicts or the settings name one, and check that the two fit.
 
+    A policy from a URL that does not fit gives way to the one that was last in force.
+
     Raises
     ------
     BundleError, EncoderError, PolicyError
@@ -128,9 +161,27 @@ def load_gateway(settings: Settings, policy: Policy) -> Gateway:
         The file of clients cannot be used.
     """
     clients = None if settings.clients is None else ClientKeys.of(settings.clients)
-    if settings.bundle is None and not policy.uses_prediction():
-        return Gateway(policy, None, clients=clients)
     from router.bundle import default_bundle_dir
+    from router.live import Live
+
+    source = policy_source(settings)
+    bundle = settings.bundle or default_bundle_dir()
+    try:
+        gateway = Gateway(policy, _predictor(settings, policy, bundle), clients=clients)
+    except PolicyError as error:
+        kept = source.kept()
+        if kept is None:
+            raise
+        logger.warning("%s: %s; the policy that was last in force is taken instead", source.shown, error)
+        policy = kept
+        gateway = Gateway(policy, _predictor(settings, policy, bundle), clients=clients)
+    gateway.live = Live(gateway, policy, source, bundle, settings.bundle_seconds)
+    return gateway
+
+
+def _predictor(settings: Settings, policy: Policy, bundle: Path) -> PromptPredictor | None:
+    if settings.bundle is None and not policy.uses_prediction():
+        return None
     from router.predictor import load_predictor
 
-    return Gateway(policy, load_predictor(settings.bundle or default_bundle_dir()), clients=clients)
+    return load_predictor(bundle)

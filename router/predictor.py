@@ -190,7 +190,17 @@ class Predictor:
     @property
     def threshold(self) -> float:
         """The bundle's own threshold."""
-        return self.manifest.thresholds["default"].value
+        return self.manifest.threshold
+
+    @property
+    def bars(self) -> dict[float, float]:
+        """Share of the best target's quality → the bundle's threshold for it."""
+        return self.manifest.bars
+
+    @property
+    def knows_steps(self) -> bool:
+        """Whether it was trained on requests that end in a tool's result."""
+        return self.manifest.knows_steps
 
     def predict(self, prompts: Sequence[Prompt]) -> Prediction:
         """Predict for n prompts; one call of the encoder a prompt."""
