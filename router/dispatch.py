@@ -18,6 +18,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import gc
+import hashlib
 import importlib
 import json
 import logging
@@ -28,6 +29,7 @@ import time
 import warnings
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Literal
 
 import httpx
@@ -97,6 +99,9 @@ _STALE_SECONDS = 1.0
 
 _ECHO_CHARACTERS = 2_000
 
+# A client's own key, as it may stand in a header.
+_KEY = re.compile(r"[\x21-\x7e]{1,4096}")
+
 # litellm names its own classes before the provider's words, and puts tracebacks and the request behind them.
 _PREFIX = re.compile(r"^(?:litellm\.\w+: )?(?:\w+(?:Error|Timeout): )*(?:\w+Exception - )?")
 _SUFFIX = re.compile(
@@ -156,12 +161,16 @@ class Stream:
 
 @dataclass(frozen=True, slots=True)
 class Destination:
-    """Where one request goes: a target, the key it is called with, and what keeps keys out of messages."""
+    """Where one request goes: a target, the key it is called with, and what keeps keys out of messages.
+
+    ``clients_key`` says that the key is the client's own: for this request, and nothing of it is kept.
+    """
 
     name: str
     target: Target
     key: str | None
     scrub: Scrubber
+    clients_key: bool = False
 
 
 class Dispatcher:
@@ -202,7 +211,7 @@ class Dispatcher:
         RequestError
             The target cannot take a field of the body.
         """
-        await self._loaded()
+        await self.loaded()
         return await _whole(to, body)
 
     async def stream(self, to: Destination, body: Mapping[str, Any]) -> Stream:
@@ -210,7 +219,7 @@ class Dispatcher:
 
         Raises as :meth:`complete` does; what goes wrong later is the stream's last event.
         """
-        await self._loaded()
+        await self.loaded()
         chunks = await _chunks(to, body)
         try:
             first = await _next(chunks, to.target.timeout)
@@ -220,9 +229,14 @@ class Dispatcher:
         except BaseException:  # cancelled: the client went away
             await chunks.aclose()
             raise
+        if first is None:
+            raise UpstreamError(
+                f"The provider of {to.target.model} answered with an empty stream.", status=502
+            )
         return Stream(chunks, first, to)
 
-    async def _loaded(self) -> None:
+    async def loaded(self) -> None:
+        """Wait until litellm is there."""
         self.warm_up()
         assert self._loading is not None
         # Shielded: the client that waits for the import may go away, the import goes on.
@@ -287,14 +301,37 @@ def scrubber(targets: Iterable[Target], environment: Mapping[str, str]) -> Scrub
     return Scrubber([_key(target, environment) or "" for target in targets])
 
 
-def destination(name: str, target: Target, environment: Mapping[str, str], scrub: Scrubber) -> Destination:
-    """A target with its key from the environment.
+def destination(
+    name: str,
+    target: Target,
+    environment: Mapping[str, str],
+    scrub: Scrubber,
+    headers: Mapping[str, str] = MappingProxyType({}),
+) -> Destination:
+    """A target with its key: the client's own from ``headers``, where the target takes one, else from the environment.
 
     Raises
     ------
+    RequestError
+        Status 401: the target takes only a client's own key, and the request holds none; 400: that is none.
     UpstreamError
         Status 401: the target needs a key, and none is set.
     """
+    if target.api_key_header is not None:
+        own = headers.get(target.api_key_header, "").strip()
+        if own and not _KEY.fullmatch(own):
+            raise RequestError(
+                f"The header {target.api_key_header} holds no key.", param=target.api_key_header
+            )
+        if own:
+            return Destination(name, target, own, scrub.and_also(own), clients_key=True)
+        if target.api_key_env is None:
+            raise RequestError(
+                f"The target {name} needs your own key for its provider, in the header {target.api_key_header}.",
+                status=401,
+                param=target.api_key_header,
+                code="provider_key_missing",
+            )
     key = _key(target, environment)
     if target.api_key_env is not None and not key:
         raise UpstreamError(
@@ -340,7 +377,27 @@ def _sender(to: Destination, body: Mapping[str, Any]) -> Callable[[], Awaitable[
     if not to.target.echo and _dialect(to.target.model, to.target.api_base)[2] == "verbatim":
         return lambda: _pass(to, body)
     arguments = _arguments(to.name, to.target, body, to.key)
-    return lambda: _litellm().acompletion(**arguments)
+    return lambda: _call(to, arguments)
+
+
+async def _call(to: Destination, arguments: Mapping[str, Any]) -> Any:
+    try:
+        return await _litellm().acompletion(**arguments)
+    finally:
+        if to.clients_key and to.key is not None:
+            _forget(to.key)
+
+
+def _forget(key: str) -> None:
+    """Take the SDK's clients that hold this key out of litellm's cache, which would keep them for an hour.
+
+    They stand there under the key's SHA-256, so that no other request can get one; it is not ours to keep all the same.
+    litellm closes what it takes out once no connection of it is in use.
+    """
+    mark = f"hashed_api_key={hashlib.sha256(key.encode()).hexdigest()},"
+    cache = _litellm().in_memory_llm_clients_cache
+    for name in [name for name in cache.cache_dict if name.startswith(mark)]:
+        cache.delete_cache(name)
 
 
 async def _pass(to: Destination, body: Mapping[str, Any]) -> httpx.Response:

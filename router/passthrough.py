@@ -111,7 +111,7 @@ async def whole(response: httpx.Response, target: Target, scrub: Scrubber) -> tu
     Raises
     ------
     UpstreamError
-        It is an error all the same, or no JSON object.
+        It is an error all the same, or no chat completion.
     """
     try:
         content = await response.aread()
@@ -123,6 +123,9 @@ async def whole(response: httpx.Response, target: Target, scrub: Scrubber) -> tu
         raise UpstreamError(
             f"The provider of {target.model} answered with something other than a JSON object.", status=502
         )
+    if "choices" not in data:  # an error in words of its own, mostly
+        nonsense = f"The provider of {target.model} answered with something other than a chat completion."
+        raise answered_error(target, scrub, status=502, body=data, otherwise=nonsense)
     return content, usage_of(data)
 
 
@@ -153,6 +156,10 @@ async def events(
                     return
                 if not event.data:
                     continue
+                # The ends tell half a chunk, or a page of HTML, without parsing every one.
+                if not (event.data.startswith("{") and event.data.rstrip().endswith("}")):
+                    nonsense = f"The provider of {target.model} sent something other than JSON objects in its stream."
+                    raise UpstreamError(nonsense, status=502)
                 usage = None
                 # Most chunks hold neither, and need not be parsed.
                 if '"usage"' in event.data or '"error"' in event.data:

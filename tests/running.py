@@ -11,6 +11,7 @@ import numpy as np
 from provider import Provider, provider, serve
 
 from router.app import create_app
+from router.clients import ClientKeys
 from router.features import Prompt
 from router.gateway import Gateway
 from router.policy import Policy
@@ -44,8 +45,11 @@ class Running:
     gateway: Gateway
 
 
-def policy(base: str, **changes: Any) -> Policy:
-    """Two targets behind a tier, and one target for each way in which a provider can fail."""
+def policy(base: str, more: Mapping[str, Mapping[str, Any]] | None = None, **changes: Any) -> Policy:
+    """Two targets behind a tier, and one target for each way in which a provider can fail.
+
+    ``more`` are further targets; ``asks`` is the provider's name of the model, and so how it behaves.
+    """
 
     def target(name: str, **more: Any) -> dict[str, Any]:
         return {"model": f"openai/{name}", "api_base": base, "api_key_env": "TEST_PROVIDER_KEY", **more}
@@ -65,6 +69,12 @@ def policy(base: str, **changes: Any) -> Policy:
             "no-key": target("small", api_key_env="TEST_KEY_THAT_IS_NOT_SET"),
             "down": target("small", api_base="http://127.0.0.1:9/v1"),
             **{name: target(name) for name in failing},
+            **{
+                name: target(
+                    **{"name": fields["asks"], **{key: fields[key] for key in fields if key != "asks"}}
+                )
+                for name, fields in (more or {}).items()
+            },
         },
         "tiers": {
             "auto": {"predict": {"weak": "cheap", "strong": "frontier"}},
@@ -77,9 +87,11 @@ def policy(base: str, **changes: Any) -> Policy:
 
 
 @contextmanager
-def running(environment: Mapping[str, str] = ENVIRONMENT, **changes: Any) -> Iterator[Running]:
+def running(
+    environment: Mapping[str, str] = ENVIRONMENT, clients: ClientKeys | None = None, **changes: Any
+) -> Iterator[Running]:
     """Serve provider and router, each on a free port and in a thread of its own."""
     with provider() as upstream:
-        gateway = Gateway(policy(upstream.url, **changes), WordPredictor(), environment)
+        gateway = Gateway(policy(upstream.url, **changes), WordPredictor(), environment, clients)
         with serve(create_app(gateway=gateway)) as url:
             yield Running(url, upstream, gateway)
