@@ -76,7 +76,7 @@ $(NODE)/ready: tests/clients/package.json
 	@mkdir -p $(NODE)
 	@cp tests/clients/package.json $(NODE)
 	@if command -v npm > /dev/null; then \
-		echo "setting up $(NODE) with the Vercel AI SDK and the Kilo CLI (a minute) …"; \
+		echo "setting up $(NODE) with the clients from npm (a minute) …"; \
 		npm install --prefix $(NODE) --silent --no-audit --no-fund --ignore-scripts --omit=optional && touch $@; \
 	else echo "npm is missing: its clients are skipped"; fi
 

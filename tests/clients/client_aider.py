@@ -9,7 +9,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from stage import CLIENT_KEY, INTERNAL, MODELS, PREDICTED, ROOT, Reply, Stage, client_environment, run
+from stage import (
+    AFTER,
+    BEFORE,
+    CLIENT_KEY,
+    INTERNAL,
+    MODELS,
+    PREDICTED,
+    ROOT,
+    Reply,
+    Stage,
+    client_environment,
+    run,
+)
 
 CLIENT = "Aider"
 NOTES = {"tools": "sends none"}
@@ -27,9 +39,7 @@ QUIET = (
     "--no-detect-urls",
     "--map-tokens=0",
 )
-BEFORE = "def hello():\n    return 'helo'\n"
-AFTER = "def hello():\n    return 'hello'\n"
-EDIT = "hello.py\n```python\n<<<<<<< SEARCH\n    return 'helo'\n=======\n    return 'hello'\n>>>>>>> REPLACE\n```\n"
+EDIT = f"hello.py\n```python\n<<<<<<< SEARCH\n{BEFORE}=======\n{AFTER}>>>>>>> REPLACE\n```\n"
 WHOLE = f"hello.py\n```\n{AFTER}```\n"
 
 
@@ -39,14 +49,6 @@ def version() -> str:
     # Its import of a price list would go to the network.
     command = [str(PYTHON), "-c", "import importlib.metadata as m; print(m.version('aider-chat'))"]
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """A folder with one small file that has a mistake."""
-    (tmp_path / "work").mkdir()
-    (tmp_path / "work" / "hello.py").write_text(BEFORE, encoding="utf-8")
-    return tmp_path / "work"
 
 
 def aider(router: Stage, folder: Path, *arguments: str, git: bool = False) -> str:
@@ -97,7 +99,7 @@ def test_architect_and_editor_and_commit_message(router: Stage, folder: Path) ->
 
     def reply(body: Mapping[str, Any]) -> Reply:
         return {
-            MODELS["plan"]: Reply("Return 'hello' instead of 'helo'."),
+            MODELS["plan"]: Reply("Print 'hello' instead of 'helo'."),
             MODELS["edit"]: Reply(WHOLE),
             INTERNAL: Reply("fix: spelling of hello"),
         }[body["model"]]

@@ -70,7 +70,13 @@ def test_streamed(client: anthropic.Anthropic) -> None:
     assert final.usage.output_tokens == 3
     # "text" is the SDK's own, beside the deltas.
     told = [kind for kind in kinds if kind not in ("text", "content_block_delta", "ping")]
-    assert told == ["message_start", "content_block_start", "content_block_stop", "message_delta", "message_stop"]
+    assert told == [
+        "message_start",
+        "content_block_start",
+        "content_block_stop",
+        "message_delta",
+        "message_stop",
+    ]
 
 
 @pytest.mark.shows("tools")

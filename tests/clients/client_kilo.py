@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from stage import CLIENT_KEY, MODELS, PREDICTED, ROOT, Reply, Stage, client_environment, run
+from stage import AFTER, CLIENT_KEY, MODELS, PREDICTED, ROOT, Reply, Stage, client_environment, in_steps, run
 
 CLIENT = "Kilo CLI"
 NOTES = {"plain": "always streams"}
@@ -43,14 +43,6 @@ def version() -> str:
     return f"@kilocode/cli {package} (its binary: {done.stdout.strip()})"
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """A folder with one small file."""
-    (tmp_path / "work").mkdir()
-    (tmp_path / "work" / "hello.py").write_text("print('helo')\n", encoding="utf-8")
-    return tmp_path / "work"
-
-
 def config(router: Stage, **more: Any) -> dict[str, Any]:
     """What stands in ``kilo.json``."""
     limit = {"context": 200_000, "output": 16_000}
@@ -60,7 +52,9 @@ def config(router: Stage, **more: Any) -> dict[str, Any]:
                 "npm": "@ai-sdk/openai-compatible",
                 "name": "Router",
                 "options": {"baseURL": f"{router.url}/v1", "apiKey": CLIENT_KEY},
-                "models": {name: {"name": name, "limit": limit} for name in ("auto", "auto:plan", "internal")},
+                "models": {
+                    name: {"name": name, "limit": limit} for name in ("auto", "auto:plan", "internal")
+                },
             }
         },
         "model": "router/auto",
@@ -77,7 +71,7 @@ def kilo(folder: Path, settings: Mapping[str, Any], *arguments: str) -> str:
 
 @pytest.mark.shows("streamed")
 def test_streamed(router: Stage, folder: Path) -> None:
-    router.provider.reply = lambda body: Reply("It is mended.")
+    router.provider.reply = in_steps()
     assert "It is mended." in kilo(folder, config(router))
     sent = router.provider.last.body
     assert sent["stream"] is True
@@ -89,19 +83,12 @@ def test_streamed(router: Stage, folder: Path) -> None:
 def test_tools(router: Stage, folder: Path) -> None:
     """Two of its own tools, one after the other: the file is read, then changed."""
     path = str(folder / "hello.py")
-
-    def reply(body: Mapping[str, Any]) -> Reply:
-        done = sum(message["role"] == "tool" for message in body["messages"])
-        if done == 0:
-            return Reply(tool="read", arguments={"filePath": path})
-        if done == 1:
-            change = {"filePath": path, "oldString": "helo", "newString": "hello"}
-            return Reply(tool="edit", arguments=change)
-        return Reply("It is mended.")
-
-    router.provider.reply = reply
+    router.provider.reply = in_steps(
+        Reply(tool="read", arguments={"filePath": path}),
+        Reply(tool="edit", arguments={"filePath": path, "oldString": "helo", "newString": "hello"}),
+    )
     output = kilo(folder, config(router), "--auto")
-    assert (folder / "hello.py").read_text(encoding="utf-8") == "print('hello')\n", output
+    assert (folder / "hello.py").read_text(encoding="utf-8") == AFTER, output
     results = [message for message in router.provider.last.body["messages"] if message["role"] == "tool"]
     assert "print('helo')" in str(results[0]["content"])
     assert len(router.decisions(3)) == 3
@@ -111,7 +98,7 @@ def test_tools(router: Stage, folder: Path) -> None:
 @pytest.mark.parametrize("agent", ["plan", "code", "debug", "ask"])
 def test_mode_by_its_own_header(router: Stage, folder: Path, agent: str) -> None:
     """Its own provider package sends ``x-kilocode-mode``: the agent, whichever it is."""
-    router.provider.reply = lambda body: Reply("It is mended.")
+    router.provider.reply = in_steps()
     settings = config(router)
     provider = settings["provider"]["router"]
     provider["npm"] = "@kilocode/kilo-gateway"
@@ -125,7 +112,7 @@ def test_mode_by_its_own_header(router: Stage, folder: Path, agent: str) -> None
 
 @pytest.mark.shows("mode")
 def test_mode_by_the_agents_model(router: Stage, folder: Path) -> None:
-    router.provider.reply = lambda body: Reply("It is mended.")
+    router.provider.reply = in_steps()
     kilo(folder, config(router, agent={"plan": {"model": "router/auto:plan"}}), "--agent", "plan")
     assert router.asked() == [MODELS["plan"]]
 
@@ -133,7 +120,7 @@ def test_mode_by_the_agents_model(router: Stage, folder: Path) -> None:
 @pytest.mark.shows("mode")
 def test_mode_by_a_plugin(router: Stage, folder: Path) -> None:
     """A hook puts the agent's name into the router's header; the same file serves OpenCode."""
-    router.provider.reply = lambda body: Reply("It is mended.")
+    router.provider.reply = in_steps()
     plugin = folder.parent / "router-mode.js"
     plugin.write_text(PLUGIN, encoding="utf-8")
     kilo(folder, config(router, plugin=[plugin.as_uri()]), "--agent", "debug")

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from stage import ROOT, Stage, stage
+from stage import BEFORE, ROOT, Stage, stage
 
 WHAT = ("plain", "streamed", "tools", "mode")
 _VERSIONS: dict[str, str] = {}
@@ -38,6 +38,14 @@ def node() -> Path:
     if not (folder / "node_modules").is_dir():
         pytest.skip("no .clients-node: npm is needed; see `make test-clients`")
     return folder
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Where an agent works: one small file that has a mistake."""
+    (tmp_path / "work").mkdir()
+    (tmp_path / "work" / "hello.py").write_text(BEFORE, encoding="utf-8")
+    return tmp_path / "work"
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -29,6 +29,10 @@ ROOT = Path(__file__).parent.parent.parent
 KEY = "sk-the-servers-own-key-0000000000"
 CLIENT_KEY = "sk-any"
 
+# What an agent is asked to mend, and how it then reads.
+BEFORE = "print('helo')\n"
+AFTER = "print('hello')\n"
+
 # Mode → the model that the provider is then asked for.
 MODELS = {
     "plan": "big-plan",
@@ -64,8 +68,18 @@ def hello(body: Mapping[str, Any]) -> Reply:
     return Reply()
 
 
+def in_steps(*steps: Reply) -> Callable[[Mapping[str, Any]], Reply]:
+    """One reply after each tool result, then "It is mended."; what asks without tools gets that at once."""
+
+    def reply(body: Mapping[str, Any]) -> Reply:
+        done = sum(message["role"] == "tool" for message in body["messages"])
+        return steps[done] if body.get("tools") and done < len(steps) else Reply("It is mended.")
+
+    return reply
+
+
 class ScriptedProvider(Provider):
-    """The loopback provider with answers that a test chooses; 404 for what is not a chat completion."""
+    """The loopback provider with answers that a test chooses."""
 
     def __init__(self) -> None:
         super().__init__()
