@@ -195,7 +195,9 @@ def client_environment(home: Path, **more: str) -> dict[str, str]:
     dead = "http://127.0.0.1:9"
     proxies = dict.fromkeys(("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"), dead)
     local = dict.fromkeys(("NO_PROXY", "no_proxy"), "127.0.0.1,localhost")
-    return {"PATH": os.environ["PATH"], "HOME": str(home), "TERM": "dumb", **proxies, **local, **more}
+    # Some install plugins by npm, which would try again for a minute.
+    own = {"PATH": os.environ["PATH"], "HOME": str(home), "TERM": "dumb", "npm_config_fetch_retries": "0"}
+    return {**own, **proxies, **local, **more}
 
 
 def run(
