@@ -91,7 +91,7 @@ class ScriptedProvider(Provider):
         reply = self.reply(body)
         if body.get("stream"):
             return StreamingResponse(_chunks(body, reply), media_type="text/event-stream")
-        call = {"id": "call_1", "type": "function"}
+        call = {"id": _call_id(body), "type": "function"}
         message: dict[str, Any] = {"role": "assistant", "content": reply.text}
         if reply.tool is not None:
             function = {"name": reply.tool, "arguments": json.dumps(reply.arguments)}
@@ -145,7 +145,7 @@ def stage(folder: Path) -> Iterator[Stage]:
     upstream = ScriptedProvider()
     with serve(upstream.app) as base:
         path = folder / "policy.yaml"
-        path.write_text(yaml.safe_dump(policy(f"{base}/v1")), encoding="utf-8")
+        path.write_text(yaml.safe_dump(policy(f"{base}/v1"), sort_keys=False), encoding="utf-8")
         # Nothing of the machine's own settings gets in, ./router.yaml and variables included.
         environment = {"PATH": os.environ["PATH"], "HOME": str(folder), "TEST_PROVIDER_KEY": KEY}
         environment["PYTHONPATH"] = str(ROOT)
@@ -231,7 +231,8 @@ async def _chunks(body: Mapping[str, Any], reply: Reply) -> AsyncIterator[bytes]
             yield event({"content": piece})
     else:
         function = {"name": reply.tool, "arguments": ""}
-        yield event({"tool_calls": [{"index": 0, "id": "call_1", "type": "function", "function": function}]})
+        call = {"index": 0, "id": _call_id(body), "type": "function", "function": function}
+        yield event({"tool_calls": [call]})
         arguments = json.dumps(reply.arguments)
         for piece in (arguments[: len(arguments) // 2], arguments[len(arguments) // 2 :]):
             yield event({"tool_calls": [{"index": 0, "function": {"arguments": piece}}]})
@@ -239,6 +240,11 @@ async def _chunks(body: Mapping[str, Any], reply: Reply) -> AsyncIterator[bytes]
     if (body.get("stream_options") or {}).get("include_usage"):
         yield f"data: {json.dumps(head | {'choices': [], 'usage': USAGE})}\n\n".encode()
     yield b"data: [DONE]\n\n"
+
+
+def _call_id(body: Mapping[str, Any]) -> str:
+    """Another one for each step: some clients tell calls apart by it."""
+    return f"call_{1 + sum(message['role'] == 'tool' for message in body['messages'])}"
 
 
 def _finish(reply: Reply) -> str:
