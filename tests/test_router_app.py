@@ -632,3 +632,13 @@ def test_decisions_without_a_prediction_take_well_under_a_millisecond() -> None:
         runs = [timed(policy, content, headers, 1000) for _ in range(3)]
         assert {found for _, found in runs} == {reason}
         assert min(np.percentile(times[1], 99) for times, _ in runs) < 1.0
+
+
+def test_kilo_s_own_path_is_that_of_chat_completions(http: httpx.Client) -> None:
+    """Where Kilo's own provider sends what carries ``x-kilocode-mode``, behind its base URL."""
+    headers = {"x-kilocode-mode": "plan", "x-kilocode-taskid": "ses_1"}
+    body = ASK | {"model": "balanced"}
+    answer = http.post("/api/openrouter/chat/completions", json=body, headers=headers)
+    assert answer.status_code == 200
+    assert answer.headers["x-router-target"] == "frontier"
+    assert answer.json()["choices"][0]["message"]["content"] == "Hello there!"
