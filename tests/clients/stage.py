@@ -178,7 +178,12 @@ def policy(base: str) -> dict[str, Any]:
         "tiers": {
             "top": {
                 "modes": {mode: f"to-{model}" for mode, model in MODELS.items()},
-                "predict": {"weak": f"to-{PREDICTED[0]}", "strong": f"to-{PREDICTED[1]}"},
+                # Whatever the bundle thinks of a test's short prompts, they are predicted.
+                "predict": {
+                    "weak": f"to-{PREDICTED[0]}",
+                    "strong": f"to-{PREDICTED[1]}",
+                    "unknown": "predict",
+                },
             },
             "internal": {"default": f"to-{INTERNAL}"},
         },
