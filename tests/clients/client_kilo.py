@@ -108,6 +108,9 @@ def test_mode_by_its_own_header(router: Stage, folder: Path, agent: str) -> None
     decision = router.decisions()[0]
     assert (decision["mode"], decision["reason"]) == (agent, "signal")
     assert decision["path"] == "/api/openrouter/chat/completions"
+    sent = router.provider.last.body
+    assert "usage" not in sent  # OpenRouter's way to ask for it
+    assert sent["stream_options"] == {"include_usage": True}
 
 
 @pytest.mark.shows("mode")
