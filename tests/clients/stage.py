@@ -206,7 +206,7 @@ def client_environment(home: Path, **more: str) -> dict[str, str]:
 
 
 def run(
-    command: Sequence[str], cwd: Path, environment: Mapping[str, str], timeout: float = 120
+    command: Sequence[str], cwd: Path, environment: Mapping[str, str], timeout: float = 300
 ) -> subprocess.CompletedProcess[str]:
     """Run a client to its end; its output is the test's message where it fails."""
     done = subprocess.run(
