@@ -100,6 +100,8 @@ def create_app(settings: Settings | None = None, gateway: Gateway | None = None)
         openapi_url=None,
     )
 
+    # Kilo's own provider, the one that sends x-kilocode-mode, puts this path behind its base URL.
+    @app.post("/api/openrouter/chat/completions")
     @app.post("/v1/chat/completions")
     async def chat_completions(request: Request) -> Response:
         return await Exchange(request, gateway).run(_chat)

@@ -109,7 +109,18 @@ def read_chat(content: bytes) -> ChatRequest:
     options = body.get("stream_options")
     if options is not None and not isinstance(options, dict):
         _wrong("stream_options", "must be an object")
+    ask_for_usage(body)
     return ChatRequest(body, bool(stream), len(content))
+
+
+def ask_for_usage(body: dict[str, Any]) -> None:
+    """Put OpenRouter's ``usage: {"include": true}``, which OpenAI refuses, as OpenAI's ``stream_options``; in place."""
+    usage = body.get("usage")
+    if not isinstance(usage, dict) or "include" not in usage:
+        return
+    del body["usage"]
+    if usage["include"] is True and body.get("stream") and body.get("stream_options") is None:
+        body["stream_options"] = {"include_usage": True}
 
 
 def read_route(content: bytes, limits: Limits) -> RouteRequest:
