@@ -50,6 +50,8 @@ class SessionRule(BaseModel):
 
     Attributes
     ----------
+    enabled : bool
+        False: each request is decided alone.
     idle_seconds : float
         How long a provider keeps a prefix that nobody reads.
     quality_dollars : float
@@ -71,6 +73,7 @@ class SessionRule(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    enabled: bool = True
     idle_seconds: Seconds = 300
     quality_dollars: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.5
     usual_gain: Annotated[float, Field(gt=0, lt=1)] = 0.25
