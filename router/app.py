@@ -20,18 +20,23 @@ from starlette.types import Receive, Scope, Send
 
 from router import __version__
 from router.decision import Decision, RequestFacts
+from router.dialects import CHAT, MESSAGES, RESPONSES, Dialect
+from router.dialects.messages import COUNT_PATH
 from router.dispatch import Stream
 from router.errors import RequestError, RouterError, UpstreamError
 from router.features import Prompt
 from router.gateway import Gateway, load_gateway
 from router.metrics import CONTENT_TYPE
-from router.schemas import error_body, read_chat, read_facts, read_route, request_id, route_answer, to_json
+from router.schemas import read_facts, read_route, request_id, route_answer, to_json
 from router.settings import Settings, load_settings
 from router.upstream import Usage
 
 logger = logging.getLogger("router")
 
 T = TypeVar("T")
+
+# Who counted the tokens of an answer of count_tokens: ``provider``, or ``estimate``.
+TOKEN_COUNT_HEADER = "x-router-token-count"
 
 # nginx's status for a client that went away before its answer. It is logged and counted; nobody receives it.
 CLIENT_GONE = 499
@@ -71,9 +76,21 @@ def create_app(settings: Settings | None = None, gateway: Gateway | None = None)
         openapi_url=None,
     )
 
-    @app.post("/v1/chat/completions")
+    @app.post(CHAT.path)
     async def chat_completions(request: Request) -> Response:
-        return await Exchange(request, gateway).run(_chat)
+        return await Exchange(request, gateway, CHAT).run(_answer)
+
+    @app.post(MESSAGES.path)
+    async def messages(request: Request) -> Response:
+        return await Exchange(request, gateway, MESSAGES).run(_answer)
+
+    @app.post(RESPONSES.path)
+    async def responses(request: Request) -> Response:
+        return await Exchange(request, gateway, RESPONSES).run(_answer)
+
+    @app.post(COUNT_PATH)
+    async def count_tokens(request: Request) -> Response:
+        return await Exchange(request, gateway, MESSAGES).run(_count_tokens)
 
     @app.post("/v1/route")
     async def route(request: Request) -> Response:
@@ -111,9 +128,9 @@ def create_app(settings: Settings | None = None, gateway: Gateway | None = None)
     @app.exception_handler(HTTPException)
     async def http_error(request: Request, error: HTTPException) -> Response:
         # Starlette's own: no such path, no such method.
-        return _json_response(
-            error_body(RequestError(f"{error.detail}.", status=error.status_code)), error.status_code
-        )
+        dialect = MESSAGES if request.url.path.startswith(MESSAGES.path) else CHAT
+        wrong = RequestError(f"{error.detail}.", status=error.status_code)
+        return _json_response(dialect.error_body(wrong), error.status_code, dict(error.headers or {}))
 
     return app
 
@@ -133,6 +150,7 @@ class Exchange:
 
     request: Request
     gateway: Gateway
+    dialect: Dialect = CHAT
     started: float = field(default_factory=time.perf_counter)
     decision: Decision | None = None
     decision_ms: float = 0.0
@@ -143,18 +161,18 @@ class Exchange:
         self.path = self.request.url.path
 
     async def run(self, handle: Callable[[Exchange], Coroutine[Any, Any, Response]]) -> Response:
-        """Answer with what ``handle`` returns, or with its error in OpenAI's shape; never a traceback."""
+        """Answer with what ``handle`` returns, or with its error in the client's dialect; never a traceback."""
         try:
             response = await handle(self)
         except (RequestError, UpstreamError) as error:
-            response = _json_response(error_body(error), error.status, self.headers())
+            response = _json_response(self.dialect.error_body(error, self.id), error.status, self.headers())
             if isinstance(error, UpstreamError) and error.retry_after is not None:
                 response.headers["retry-after"] = error.retry_after
         except ClientDisconnect:
             response = Response(status_code=CLIENT_GONE)
         except Exception as error:
             self._log_bug(error)
-            response = _json_response(error_body(error), 500, self.headers())
+            response = _json_response(self.dialect.error_body(error, self.id), 500, self.headers())
         if not isinstance(response, EventStream):
             self.finish(response.status_code)
         return response
@@ -186,6 +204,8 @@ class Exchange:
     def headers(self) -> dict[str, str]:
         """What every answer carries, as far as it is known."""
         headers = {"x-request-id": self.id}
+        if self.dialect is MESSAGES:
+            headers["request-id"] = self.id  # Anthropic's name for it
         decision = self.decision
         if decision is not None:
             headers["x-router-target"] = decision.target
@@ -288,21 +308,35 @@ async def _gone(receive: Receive) -> None:
         pass
 
 
-async def _chat(exchange: Exchange) -> Response:
-    chat = read_chat(await exchange.body())
-    facts = read_facts(chat.body, exchange.request.headers, exchange.in_force.policy.limits)
+async def _answer(exchange: Exchange) -> Response:
+    inbound = exchange.dialect.read(await exchange.body(), exchange.request.headers)
+    facts = read_facts(inbound.body, exchange.request.headers, exchange.in_force.policy.limits)
 
     async def dispatch() -> Response:
-        decision = await exchange.decide(facts, chat.prompt)
+        decision = await exchange.decide(facts, inbound.prompt)
         to = exchange.in_force.destination(decision.target)
         dispatcher = exchange.gateway.dispatcher
-        if chat.stream:
-            return EventStream(await dispatcher.stream(to, chat.body), exchange)
-        answer = await dispatcher.complete(to, chat.body)
+        if inbound.stream:
+            return EventStream(await dispatcher.stream(to, inbound), exchange)
+        answer = await dispatcher.complete(to, inbound)
         _count_usage(exchange, answer.usage)
         return Response(answer.body, headers=exchange.headers(), media_type="application/json")
 
     return await unless_gone(exchange.request.receive, dispatch())
+
+
+async def _count_tokens(exchange: Exchange) -> Response:
+    inbound = MESSAGES.read_count(await exchange.body(), exchange.request.headers)
+    facts = read_facts(inbound.body, exchange.request.headers, exchange.in_force.policy.limits)
+
+    async def count() -> Response:
+        decision = await exchange.decide(facts, inbound.prompt)
+        to = exchange.in_force.destination(decision.target)
+        counted = await exchange.gateway.dispatcher.count_tokens(to, inbound)
+        headers = exchange.headers() | {TOKEN_COUNT_HEADER: "estimate" if counted.estimated else "provider"}
+        return Response(counted.body, headers=headers, media_type="application/json")
+
+    return await unless_gone(exchange.request.receive, count())
 
 
 async def _route(exchange: Exchange) -> Response:

@@ -34,6 +34,7 @@ Url = Annotated[str, StringConstraints(pattern=r"^https?://[\x21-\x7e]+$")]
 Variable = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 Price = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Threshold = Annotated[float, Field(ge=-1, le=1)]
+Speech = Literal["chat", "messages", "responses"]
 Capability = Literal["tools", "images", "audio", "files", "json_schema", "reasoning"]
 
 # What `params` may not hold: what the dispatcher sets itself, and where a key would end up in the file.
@@ -87,6 +88,9 @@ class Target(_Section):
         Leave out what the provider does not take, instead of answering 400; not where bodies pass through.
     timeout : float
         Seconds until the answer, or until a stream's next chunk.
+    speaks : set of str
+        The dialects that its server takes: bodies of these pass as they came. Where nothing is said, ``anthropic/…``
+        takes ``messages``, ``openai/…`` takes ``chat``, and without an ``api_base`` ``responses`` too.
     """
 
     model: ModelId = ""
@@ -101,6 +105,7 @@ class Target(_Section):
     params: Mapping[str, Any] = Field(default_factory=dict)
     drop_params: bool = False
     timeout: Annotated[float, Field(gt=0, le=86_400)] = 600
+    speaks: frozenset[Speech] = frozenset()
 
     @model_validator(mode="before")
     @classmethod
@@ -116,6 +121,8 @@ class Target(_Section):
         reserved = sorted(_RESERVED_PARAMS & self.params.keys())
         if reserved:
             raise ValueError(f"params may not set {reserved[0]}")
+        if self.speaks and self.api_base is None:
+            raise ValueError("speaks is for a server that api_base names")
         headers = self.params.get("extra_headers") or {}
         if not isinstance(headers, Mapping):
             raise ValueError("params.extra_headers must be a mapping of header to value")

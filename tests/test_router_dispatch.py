@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from provider import Provider, provider
 
+from router.dialects import CHAT, Inbound
 from router.dispatch import Dispatcher, close_connections, complete, destination, scrubber
 from router.errors import UpstreamError
 from router.policy import Prices, Target
@@ -31,7 +32,7 @@ def send(target: Target, body: dict[str, Any], **environment: str) -> Any:
         dispatcher = Dispatcher()
         to = destination("t", target, environment, scrubber([target], environment))
         try:
-            return await dispatcher.complete(to, {"messages": ASK, **body})
+            return await dispatcher.complete(to, Inbound(CHAT, {"messages": ASK, **body}))
         finally:
             await dispatcher.close()
 
@@ -122,7 +123,7 @@ def test_a_connection_that_went_stale_is_opened_anew_once(closes: int) -> None:
         dispatcher = Dispatcher()
         try:
             return await dispatcher.complete(
-                destination("t", target, {}, scrubber([], {})), {"messages": ASK}
+                destination("t", target, {}, scrubber([], {})), Inbound(CHAT, {"messages": ASK})
             )
         finally:
             await dispatcher.close()
