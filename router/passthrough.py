@@ -64,6 +64,10 @@ _FIELDS = {
     ),
 }
 
+# The first version of Anthropic's API that refuses these.
+_WITHOUT_SAMPLING = "2026-10-21"
+_SAMPLING = frozenset(("temperature", "top_k", "top_p"))
+
 # Anthropic's error types and OpenAI's codes, for errors that come in a stream and so without a status.
 _STATUSES = {
     "invalid_request_error": 400,
@@ -71,6 +75,7 @@ _STATUSES = {
     "billing_error": 402,
     "permission_error": 403,
     "not_found_error": 404,
+    "conflict_error": 409,
     "request_too_large": 413,
     "rate_limit_error": 429,
     "rate_limit_exceeded": 429,
@@ -167,6 +172,8 @@ async def send(
     extra_headers, extra_body = params.pop("extra_headers", None), params.pop("extra_body", None)
     fields = _FIELDS.get(endpoint.dialect)
     if fields is not None:
+        if endpoint.headers.get("anthropic-version", "") >= _WITHOUT_SAMPLING:
+            fields = fields - _SAMPLING
         params = {name: value for name, value in params.items() if name in fields}
     streamed = bool(body.get("stream"))
     headers = httpx.Headers(

@@ -25,8 +25,9 @@ REQUEST_ID_HEADER = "x-request-id"
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 _SURROGATE = re.compile(rb"\\u[dD][89abAB]", re.ASCII)
 
-# OpenAI's error type for a status that the router itself answers with.
+# OpenAI's error type for a status, where it is not the provider that says it.
 _TYPES = {
+    400: "invalid_request_error",
     401: "authentication_error",
     403: "permission_error",
     404: "not_found_error",
@@ -34,6 +35,8 @@ _TYPES = {
     413: "request_too_large",
     429: "rate_limit_error",
 }
+# Anthropic's types that OpenAI does not have.
+_FOREIGN = frozenset(("api_error", "billing_error", "overloaded_error"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,7 +186,8 @@ def error_body(error: Exception) -> dict[str, Any]:
         kind = _TYPES.get(error.status, "invalid_request_error")
         return _error(str(error), kind, error.param, error.code)
     if isinstance(error, UpstreamError):
-        return _error(str(error), error.type or "upstream_error", error.param, error.code)
+        kind = None if error.type in _FOREIGN else error.type
+        return _error(str(error), kind or _TYPES.get(error.status, "upstream_error"), error.param, error.code)
     return _error(
         "The server had an error while processing the request.", "server_error", None, "internal_error"
     )

@@ -59,6 +59,21 @@ def policy(base: str, **changes: Any) -> Policy:
             "patient": target("hang", timeout=60),
             "stalls-midway": target("stalls-midway", timeout=0.3),
             "claude": target("", model="anthropic/claude-sonnet-4-5", api_base=base.removesuffix("/v1")),
+            "thinker": target(
+                "",
+                model="anthropic/claude-sonnet-4-5",
+                api_base=base.removesuffix("/v1"),
+                supports=["reasoning", "tools"],
+            ),
+            "dropping": target("small", drop_params=True),
+            # A server that takes every dialect, and would also fail in each.
+            "spoken": target("spoken", speaks=["chat", "messages", "responses"]),
+            **{f"spoken-{name}": target(name, speaks=["responses"]) for name in failing},
+            **{
+                f"claude-{name}": target("", model=f"anthropic/{name}", api_base=base.removesuffix("/v1"))
+                for name in (*failing, "ends-midway")
+            },
+            "overloaded": target("", model="anthropic/overloaded", api_base=base.removesuffix("/v1")),
             "keyless": {"model": "openai/small", "api_base": base},
             "no-key": target("small", api_key_env="TEST_KEY_THAT_IS_NOT_SET"),
             "down": target("small", api_base="http://127.0.0.1:9/v1"),

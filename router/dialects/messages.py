@@ -30,6 +30,7 @@ _TYPES = {
     402: "billing_error",
     403: "permission_error",
     404: "not_found_error",
+    409: "conflict_error",
     413: "request_too_large",
     429: "rate_limit_error",
     504: "timeout_error",
@@ -45,6 +46,7 @@ _STOP_REASONS = {
     "content_filter": "refusal",
 }
 _CHOICES = {"auto": "auto", "any": "required", "none": "none"}
+_THINKING = ("enabled", "adaptive", "between_tools")
 _EFFORTS = {"low": "low", "medium": "medium", "high": "high", "xhigh": "high", "max": "high"}
 # Fields that have a place in a chat completion, or whose loss changes nothing in what is answered.
 _KNOWN = frozenset(
@@ -86,8 +88,8 @@ class Messages:
         limit = inbound.body.get("max_tokens")
         if limit is None:
             wrong("max_tokens", "is missing")
-        if not isinstance(limit, int) or isinstance(limit, bool) or limit < 1:
-            wrong("max_tokens", "must be a whole number of at least 1")
+        if not isinstance(limit, int) or isinstance(limit, bool) or limit < 0:
+            wrong("max_tokens", "must be a whole number of at least 0")
         return inbound
 
     def read_count(self, content: bytes, headers: Mapping[str, str]) -> Inbound:
@@ -377,7 +379,7 @@ def _tool_choice(choice: Any) -> dict[str, Any]:
 
 def _effort(thinking: Any, effort: Any) -> str | None:
     """OpenAI's word for how much is to be thought. Budgets are cut where litellm cuts them."""
-    if not isinstance(thinking, Mapping) or thinking.get("type") not in ("enabled", "adaptive"):
+    if not isinstance(thinking, Mapping) or thinking.get("type") not in _THINKING:
         return None
     if isinstance(effort, str) and effort in _EFFORTS:
         return _EFFORTS[effort]
