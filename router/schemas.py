@@ -186,8 +186,9 @@ def error_body(error: Exception) -> dict[str, Any]:
         kind = _TYPES.get(error.status, "invalid_request_error")
         return _error(str(error), kind, error.param, error.code)
     if isinstance(error, UpstreamError):
-        kind = None if error.type in _FOREIGN else error.type
-        return _error(str(error), kind or _TYPES.get(error.status, "upstream_error"), error.param, error.code)
+        told = None if error.type in _FOREIGN else error.type
+        kind = told or _TYPES.get(error.status, "upstream_error")
+        return _error(str(error), kind, error.param, error.code)
     return _error(
         "The server had an error while processing the request.", "server_error", None, "internal_error"
     )

@@ -42,13 +42,31 @@ class Running:
     gateway: Gateway
 
 
-def policy(base: str, **changes: Any) -> Policy:
-    """Two targets behind a tier, and one target for each way in which a provider can fail."""
+def policy(base: str, dialects: bool = False, **changes: Any) -> Policy:
+    """Two targets behind a tier, and one target for each way in which a provider can fail, in any dialect if asked."""
 
     def target(name: str, **more: Any) -> dict[str, Any]:
         return {"model": f"openai/{name}", "api_base": base, "api_key_env": "TEST_PROVIDER_KEY", **more}
 
     failing = ("rate-limited", "broken", "not-json", "picky", "fails-midway", "drops-midway", "endless")
+    root = base.removesuffix("/v1")
+    spoken: dict[str, Any] = {
+        "thinker": target(
+            "",
+            model="anthropic/claude-sonnet-4-5",
+            api_base=root,
+            supports=["reasoning", "tools"],
+        ),
+        "dropping": target("small", drop_params=True),
+        # A server that takes every dialect, and would also fail in each.
+        "spoken": target("spoken", speaks=["chat", "messages", "responses"]),
+        **{f"spoken-{name}": target(name, speaks=["responses"]) for name in failing},
+        **{
+            f"claude-{name}": target("", model=f"anthropic/{name}", api_base=root)
+            for name in (*failing, "ends-midway")
+        },
+        "overloaded": target("", model="anthropic/overloaded", api_base=root),
+    }
     document: dict[str, Any] = {
         "version": 1,
         "targets": {
@@ -59,25 +77,11 @@ def policy(base: str, **changes: Any) -> Policy:
             "patient": target("hang", timeout=60),
             "stalls-midway": target("stalls-midway", timeout=0.3),
             "claude": target("", model="anthropic/claude-sonnet-4-5", api_base=base.removesuffix("/v1")),
-            "thinker": target(
-                "",
-                model="anthropic/claude-sonnet-4-5",
-                api_base=base.removesuffix("/v1"),
-                supports=["reasoning", "tools"],
-            ),
-            "dropping": target("small", drop_params=True),
-            # A server that takes every dialect, and would also fail in each.
-            "spoken": target("spoken", speaks=["chat", "messages", "responses"]),
-            **{f"spoken-{name}": target(name, speaks=["responses"]) for name in failing},
-            **{
-                f"claude-{name}": target("", model=f"anthropic/{name}", api_base=base.removesuffix("/v1"))
-                for name in (*failing, "ends-midway")
-            },
-            "overloaded": target("", model="anthropic/overloaded", api_base=base.removesuffix("/v1")),
             "keyless": {"model": "openai/small", "api_base": base},
             "no-key": target("small", api_key_env="TEST_KEY_THAT_IS_NOT_SET"),
             "down": target("small", api_base="http://127.0.0.1:9/v1"),
             **{name: target(name) for name in failing},
+            **(spoken if dialects else {}),
         },
         "tiers": {
             "auto": {"predict": {"weak": "cheap", "strong": "frontier"}},
@@ -90,9 +94,11 @@ def policy(base: str, **changes: Any) -> Policy:
 
 
 @contextmanager
-def running(environment: Mapping[str, str] = ENVIRONMENT, **changes: Any) -> Iterator[Running]:
+def running(
+    environment: Mapping[str, str] = ENVIRONMENT, dialects: bool = False, **changes: Any
+) -> Iterator[Running]:
     """Serve provider and router, each on a free port and in a thread of its own."""
     with provider() as upstream:
-        gateway = Gateway(policy(upstream.url, **changes), WordPredictor(), environment)
+        gateway = Gateway(policy(upstream.url, dialects, **changes), WordPredictor(), environment)
         with serve(create_app(gateway=gateway)) as url:
             yield Running(url, upstream, gateway)

@@ -11,7 +11,7 @@ import httpx
 import openai
 import pytest
 from provider import SECRET, SIGNATURE
-from running import KEY, Running, policy, running
+from running import KEY, Running, running
 
 ASK: list[Any] = [{"role": "user", "content": "Hi"}]
 CHAT_TOOL: Any = {
@@ -30,7 +30,7 @@ PROVIDERS = ("cheap", "claude", "spoken")
 
 @pytest.fixture(scope="module")
 def router() -> Iterator[Running]:
-    with running() as started:
+    with running(dialects=True) as started:
         yield started
 
 
@@ -470,7 +470,3 @@ def test_no_such_place_in_anthropics_shape(router: Running, path: str) -> None:
     assert answer.status_code == (405 if path == "/v1/messages" else 404)
     assert answer.json()["type"] == "error"
     assert answer.json()["error"]["message"]
-
-
-def test_the_policy_fixture_speaks() -> None:
-    assert policy("http://127.0.0.1:9/v1").targets["spoken"].speaks == {"chat", "messages", "responses"}

@@ -81,7 +81,7 @@ def test_tools_need_no_further_package(upstream: Provider) -> None:
     tools = [{"type": "function", "function": {"name": "f", "parameters": {}}}]
     base = upstream.url.removesuffix("/v1")
     target = Target(model="anthropic/claude-sonnet-4-5", api_base=base, api_key_env="KEY")
-    assert b"Hello there!" in send(target, {"tools": tools, "max_tokens": 9}, KEY="k").body
+    assert b'"tool_calls"' in send(target, {"tools": tools, "max_tokens": 9}, KEY="k").body
 
 
 def test_only_the_mode_in_the_metadata_leaves_none(upstream: Provider) -> None:
