@@ -31,6 +31,7 @@ import os
 import re
 import threading
 import time
+import traceback
 import warnings
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -107,6 +108,10 @@ _ECHO_CHARACTERS = 2_000
 
 # litellm names its own classes before the provider's words, and puts tracebacks and the request behind them.
 _PREFIX = re.compile(r"^(?:litellm\.\w+: )?(?:\w+(?:Error|Timeout): )*(?:\w+Exception - )?")
+# Where litellm reads a request, before anything is sent. What it trips over there, it reports as a broken connection.
+_TRANSLATING = frozenset(
+    ("completion", "get_optional_params", "transform_request", "async_transform_request")
+)
 _SUFFIX = re.compile(
     r"Traceback \(most recent call last\)|Received Messages=| Original exception: |\n\nNote: "
 )
@@ -611,7 +616,9 @@ def _arguments(name: str, target: Target, body: Mapping[str, Any], key: str | No
     if body.get("stream") and body.get("stream_options"):
         arguments["stream_options"] = body["stream_options"]
     if target.echo:
-        return arguments | {"custom_llm_provider": "openai", "mock_response": _echo(name, messages)}
+        # Nobody reads the messages, but litellm would check them.
+        mock = {"custom_llm_provider": "openai", "mock_response": _echo(name, messages)}
+        return arguments | mock | {"messages": []}
     provider, _, dialect = _dialect(target.model, target.api_base)
     if key is None and target.api_base is not None and dialect != "other":
         key = "none"  # or litellm would send OPENAI_API_KEY to a server that is not OpenAI's
@@ -761,14 +768,32 @@ def upstream_error(error: Exception, target: Target, scrub: Scrubber) -> Upstrea
     status = getattr(error, "status_code", None)
     if isinstance(error, TimeoutError) or (isinstance(error, _litellm().Timeout) and not headers):
         return late(target)
+    untranslatable = False
     if not isinstance(status, int) or (status >= 500 and not headers):
-        status = 502
+        untranslatable = _is_untranslatable(error)
+        status = 400 if untranslatable else 502
     body = getattr(error, "body", None)
+    words = _SUFFIX.split(_PREFIX.sub("", str(error), count=1), maxsplit=1)[0].strip()
+    if untranslatable:
+        words = f"The request cannot be translated for {target.model}: {words}"
     return answered_error(
         target,
         scrub,
         status=status,
         body=body if isinstance(body, dict) else {},
         retry_after=headers.get("retry-after"),
-        otherwise=_SUFFIX.split(_PREFIX.sub("", str(error), count=1), maxsplit=1)[0].strip(),
+        otherwise=words,
     )
+
+
+def _is_untranslatable(error: BaseException | None) -> bool:
+    """Whether litellm failed over the request itself."""
+    while error is not None:
+        frames = {frame.name for frame in traceback.extract_tb(error.__traceback__)}
+        if (
+            isinstance(error, ValueError | TypeError | LookupError | AttributeError)
+            or type(error) is Exception
+        ):
+            return bool(frames & _TRANSLATING) or _is_untranslatable(error.__cause__ or error.__context__)
+        error = error.__cause__ or error.__context__
+    return False

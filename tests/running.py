@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -101,4 +102,8 @@ def running(
     with provider() as upstream:
         gateway = Gateway(policy(upstream.url, dialects, **changes), WordPredictor(), environment)
         with serve(create_app(gateway=gateway)) as url:
+            # litellm makes pydantic warn while it loads, which no test asked for: it is loaded before they start.
+            deadline = time.monotonic() + 60
+            while gateway.dispatcher.state in ("idle", "loading") and time.monotonic() < deadline:
+                time.sleep(0.01)
             yield Running(url, upstream, gateway)

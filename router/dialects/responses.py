@@ -336,8 +336,9 @@ def _continue(turn: dict[str, Any], item: Mapping[str, Any]) -> None:
     kind = item.get("type", "message")
     if kind == "reasoning":
         sealed = unseal(item.get("encrypted_content"))
-        if sealed and sealed[1].get("thinking_blocks"):
-            turn["thinking_blocks"] = [*turn.get("thinking_blocks", ()), *sealed[1]["thinking_blocks"]]
+        blocks = sealed[1].get("thinking_blocks") if sealed else None
+        if isinstance(blocks, list):
+            turn["thinking_blocks"] = [*turn.get("thinking_blocks", ()), *blocks]
             return
         text = sealed[1].get("text") if sealed else _reasoning_text(item)
         if isinstance(text, str) and text:
