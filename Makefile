@@ -6,10 +6,11 @@ BIN := $(VENV)/bin
 ENCODERS := .venv-encoders
 PROXY := .venv-proxy
 PEERS := .venv-peers
+FUZZ := .venv-schemathesis
 PIP_FLAGS := --disable-pip-version-check --quiet --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help run demo test check test-encoders test-wheel bench-gateway peers benchmark clean
+.PHONY: help run demo test check test-encoders test-wheel test-schemathesis bench-gateway peers benchmark clean
 
 help:  ## what can be made
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -55,6 +56,13 @@ $(PEERS)/ready:
 	@$(PEERS)/bin/python -m pip install --disable-pip-version-check --quiet uncommon-route==0.7.21
 	@touch $@
 
+# Its pytest plugin and its limits on other packages stay out of .venv.
+$(FUZZ)/ready:
+	@echo "setting up $(FUZZ) with schemathesis …"
+	@test -x $(FUZZ)/bin/python || $(PYTHON) -m venv $(FUZZ)
+	@$(FUZZ)/bin/python -m pip install --disable-pip-version-check --quiet schemathesis==4.32.5
+	@touch $@
+
 run: $(VENV)/serve  ## serve on http://127.0.0.1:8080 (PORT=…) with the shipped bundle and an echo target
 	$(BIN)/router serve --port $(PORT)
 
@@ -81,6 +89,9 @@ test-encoders: $(ENCODERS)/ready  ## the encoder beside sentence-transformers; a
 
 test-wheel: $(VENV)/dev  ## the wheel, alone in an empty environment: it predicts and serves
 	$(BIN)/python tests/wheel_alone.py
+
+test-schemathesis: $(VENV)/dev $(FUZZ)/ready  ## requests made from /openapi.json find no server error (a minute)
+	$(BIN)/python tests/fuzz_openapi.py --schemathesis $(FUZZ)/bin/schemathesis
 
 bench-gateway: $(VENV)/dev $(PROXY)/ready  ## beside the LiteLLM proxy: latency and throughput (minutes)
 	$(BIN)/python tests/bench_gateway.py --proxy $(PROXY)/bin/litellm

@@ -27,6 +27,7 @@ from router.errors import RequestError, RouterError, UpstreamError
 from router.features import Prompt
 from router.gateway import Gateway, load_gateway
 from router.metrics import CONTENT_TYPE
+from router.openapi import description
 from router.schemas import read_facts, read_route, request_id, route_answer, to_json
 from router.settings import Settings, load_settings
 from router.upstream import Usage
@@ -124,6 +125,10 @@ def create_app(settings: Settings | None = None, gateway: Gateway | None = None)
     @app.get("/metrics")
     async def metrics() -> Response:
         return Response(gateway.metrics.text(), headers={"content-type": CONTENT_TYPE})
+
+    @app.get("/openapi.json")
+    async def openapi() -> Response:
+        return _json_response(description(__version__))
 
     @app.exception_handler(HTTPException)
     async def http_error(request: Request, error: HTTPException) -> Response:
