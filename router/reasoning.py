@@ -61,6 +61,10 @@ _SIGNATURE = re.compile(r"E[A-Za-z0-9+/_=-]{31,}")
 _SEAL = "router:1:"
 _PLAIN_FIELDS = ("reasoning_content", "reasoning")
 _THINKING = ("thinking", "redacted_thinking")
+_HOLDERS = frozenset(("extra_content", "provider_specific_fields"))
+_FIELDS = frozenset(
+    (*_PLAIN_FIELDS, "thinking_blocks", "reasoning_details", "reasoning_items", "provider_specific_fields")
+)
 
 
 def family_of(target: Target) -> str:
@@ -117,10 +121,14 @@ def keep_own(
     if not isinstance(entries, list):
         return body
     context = _Context(family, seen)
-    kept = [left for entry in entries if (left := keep(entry, context)) is not None]
-    if len(kept) == len(entries) and all(new is old for new, old in zip(kept, entries, strict=True)):
-        return body
-    return {**body, field: kept}
+    kept = []
+    changed = False
+    for entry in entries:
+        left = keep(entry, context)
+        changed = changed or left is not entry
+        if left is not None:
+            kept.append(left)
+    return {**body, field: kept} if changed else body
 
 
 def without_stranded_thinking(body: dict[str, Any]) -> dict[str, Any]:
@@ -202,11 +210,13 @@ def _family_of_detail(detail: Any) -> str | None:
 
 
 def _keep_in_chat(message: Any, context: _Context) -> Any:
-    if not isinstance(message, Mapping):
+    if not isinstance(message, dict):
         return message
-    if message.get("role") == "tool":
+    role = message.get("role")
+    if role == "tool":
         return _plain_id(message, "tool_call_id", context)
-    if message.get("role") != "assistant":
+    # Most messages hold none, and a long conversation has many.
+    if role != "assistant" or not _may_reason(message):
         return message
     left = dict(message)
     shapes = list(_shapes(message, context))
@@ -253,6 +263,26 @@ def _keep_in_chat(message: Any, context: _Context) -> Any:
     return left
 
 
+def _may_reason(message: dict[str, Any]) -> bool:
+    """Whether an assistant's message has any place where reasoning may stand."""
+    if isinstance(message.get("content"), list) or not _FIELDS.isdisjoint(message):
+        return True
+    calls = message.get("tool_calls")
+    return isinstance(calls, list) and any(map(_is_signed, calls))
+
+
+def _is_signed(call: Any) -> bool:
+    """Whether a tool call may carry a thought signature."""
+    if not isinstance(call, dict):
+        return False
+    function = call.get("function")
+    return (
+        THOUGHT in str(call.get("id"))
+        or not _HOLDERS.isdisjoint(call)
+        or (isinstance(function, dict) and not _HOLDERS.isdisjoint(function))
+    )
+
+
 def _had_reasoning(message: Mapping[str, Any]) -> bool:
     return any(
         message.get(field)
@@ -281,7 +311,7 @@ def _shapes(message: Mapping[str, Any], context: _Context) -> Iterator[str]:
 
 def _without_signature(call: Any) -> Any:
     """A tool call without Google's thought signature."""
-    if not isinstance(call, Mapping):
+    if not _is_signed(call):
         return call
     left = dict(call)
     if isinstance(call.get("id"), str):
@@ -317,7 +347,7 @@ def _plain_id(entry: Mapping[str, Any], field: str, context: _Context) -> Mappin
 
 
 def _keep_in_messages(message: Any, context: _Context) -> Any:
-    if not isinstance(message, Mapping) or not isinstance(message.get("content"), list):
+    if not isinstance(message, dict) or not isinstance(message.get("content"), list):
         return message
     content = message["content"]
     left = []
@@ -335,7 +365,7 @@ def _keep_in_messages(message: Any, context: _Context) -> Any:
 
 
 def _keep_in_responses(item: Any, context: _Context) -> Any:
-    if not isinstance(item, Mapping):
+    if not isinstance(item, dict):
         return item
     if item.get("type") == "reasoning":
         return item if context.keeps(_family_of_item(item)) else None
@@ -343,7 +373,7 @@ def _keep_in_responses(item: Any, context: _Context) -> Any:
 
 
 def _type(block: Any) -> Any:
-    return block.get("type") if isinstance(block, Mapping) else None
+    return block.get("type") if isinstance(block, dict) else None
 
 
 def _answers_tools(message: Mapping[str, Any]) -> bool:

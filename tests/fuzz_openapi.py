@@ -37,7 +37,7 @@ def main() -> None:
             *("--checks", ",".join(CHECKS)),
             *("--max-examples", str(arguments.max_examples)),
             *("--seed", str(arguments.seed)),
-            *("--workers", "2", "--continue-on-failure", "--request-timeout", "20"),
+            *("--continue-on-failure", "--request-timeout", "20"),
         ]
         sys.exit(subprocess.run(command, check=False).returncode)
 
