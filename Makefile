@@ -10,7 +10,7 @@ FUZZ := .venv-schemathesis
 PIP_FLAGS := --disable-pip-version-check --quiet --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help run demo test check test-encoders test-wheel test-schemathesis bench-gateway peers benchmark clean
+.PHONY: help run demo test check test-encoders test-wheel test-schemathesis soak bench-gateway peers benchmark clean
 
 help:  ## what can be made
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -92,6 +92,9 @@ test-wheel: $(VENV)/dev  ## the wheel, alone in an empty environment: it predict
 
 test-schemathesis: $(VENV)/dev $(FUZZ)/ready  ## requests made from /openapi.json find no server error (a minute)
 	$(BIN)/python tests/fuzz_openapi.py --schemathesis $(FUZZ)/bin/schemathesis
+
+soak: $(VENV)/dev  ## 10,000 requests while the policy is rewritten every 50 ms
+	ROUTER_SOAK_REQUESTS=10000 $(BIN)/python -m pytest -s tests/test_router_live_load.py
 
 bench-gateway: $(VENV)/dev $(PROXY)/ready  ## beside the LiteLLM proxy: latency and throughput (minutes)
 	$(BIN)/python tests/bench_gateway.py --proxy $(PROXY)/bin/litellm

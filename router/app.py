@@ -8,8 +8,8 @@ import time
 import traceback
 import uuid
 from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, TypeVar
 
@@ -28,7 +28,15 @@ from router.features import Prompt
 from router.gateway import Gateway, load_gateway
 from router.metrics import CONTENT_TYPE
 from router.openapi import description
-from router.schemas import read_facts, read_route, request_id, route_answer, to_json
+from router.schemas import (
+    read_facts,
+    read_route,
+    request_id,
+    route_answer,
+    to_json,
+    trail_header,
+    wants_trail,
+)
 from router.settings import Settings, load_settings
 from router.upstream import Usage
 
@@ -66,8 +74,11 @@ def create_app(settings: Settings | None = None, gateway: Gateway | None = None)
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         # litellm loads behind the server, which can predict already.
         asyncio.get_running_loop().call_soon(gateway.dispatcher.warm_up)
-        yield
-        await gateway.close()
+        async with AsyncExitStack() as stack:
+            stack.push_async_callback(gateway.close)
+            if gateway.live is not None:
+                await stack.enter_async_context(gateway.live.following())
+            yield
 
     app = FastAPI(
         title="router",
@@ -117,6 +128,7 @@ def create_app(settings: Settings | None = None, gateway: Gateway | None = None)
             "bundle": gateway.in_force.bundle,
             "policy": gateway.in_force.version,
             "dispatch": dispatch,
+            **(gateway.live.report() if gateway.live is not None else {}),
         }
         if dispatch == "failed":
             state["detail"] = "litellm cannot be loaded; the log says why"
@@ -164,6 +176,7 @@ class Exchange:
         self.in_force = self.gateway.in_force
         self.id = request_id(self.request.headers) or f"req_{uuid.uuid4().hex}"
         self.path = self.request.url.path
+        self.wants_trail = wants_trail(self.request.headers, self.in_force.policy.limits)
 
     async def run(self, handle: Callable[[Exchange], Coroutine[Any, Any, Response]]) -> Response:
         """Answer with what ``handle`` returns, or with its error in the client's dialect; never a traceback."""
@@ -208,7 +221,7 @@ class Exchange:
 
     def headers(self) -> dict[str, str]:
         """What every answer carries, as far as it is known."""
-        headers = {"x-request-id": self.id}
+        headers = {"x-request-id": self.id, "x-router-policy": self.in_force.version}
         if self.dialect is MESSAGES:
             headers["request-id"] = self.id  # Anthropic's name for it
         decision = self.decision
@@ -223,6 +236,8 @@ class Exchange:
                 headers["x-router-score"] = f"{decision.score:.6g}"
             if decision.threshold is not None:
                 headers["x-router-threshold"] = f"{decision.threshold:.6g}"
+            if self.wants_trail:
+                headers["x-router-trail"] = trail_header(decision.trail)
         return headers
 
     def finish(self, status: int) -> None:
@@ -231,7 +246,7 @@ class Exchange:
         self.gateway.metrics.answered(self.path, status, seconds)
         decision = self.decision or Decision("-", "-", "default")
         logger.info(
-            "%s %s %d %.1f ms id=%s target=%s reason=%s tier=%s mode=%s score=%s decision=%.1f ms",
+            "%s %s %d %.1f ms id=%s target=%s reason=%s tier=%s mode=%s score=%s policy=%s decision=%.1f ms",
             self.request.method,
             self.path,
             status,
@@ -242,6 +257,7 @@ class Exchange:
             decision.tier or "-",
             decision.mode or "-",
             "-" if decision.score is None else f"{decision.score:.4f}",
+            self.in_force.version,
             self.decision_ms,
         )
 
@@ -315,7 +331,8 @@ async def _gone(receive: Receive) -> None:
 
 async def _answer(exchange: Exchange) -> Response:
     inbound = exchange.dialect.read(await exchange.body(), exchange.request.headers)
-    facts = read_facts(inbound.body, exchange.request.headers, exchange.in_force.policy.limits)
+    limits = exchange.in_force.policy.limits
+    facts = read_facts(inbound.body, exchange.request.headers, limits, inbound.content())
 
     async def dispatch() -> Response:
         decision = await exchange.decide(facts, inbound.prompt)
@@ -332,7 +349,8 @@ async def _answer(exchange: Exchange) -> Response:
 
 async def _count_tokens(exchange: Exchange) -> Response:
     inbound = MESSAGES.read_count(await exchange.body(), exchange.request.headers)
-    facts = read_facts(inbound.body, exchange.request.headers, exchange.in_force.policy.limits)
+    limits = exchange.in_force.policy.limits
+    facts = read_facts(inbound.body, exchange.request.headers, limits, inbound.content())
 
     async def count() -> Response:
         decision = await exchange.decide(facts, inbound.prompt)
@@ -352,8 +370,12 @@ async def _route(exchange: Exchange) -> Response:
     async def decisions() -> list[dict[str, Any]]:
         answers = []
         for index in range(len(body)):
-            decision = await exchange.decide(facts, partial(body.prompt, index))
-            answers.append(route_answer(decision, exchange.in_force.bundle, exchange.decision_ms))
+            one = replace(facts, content=body.content(index))
+            decision = await exchange.decide(one, partial(body.prompt, index))
+            in_force, trail = exchange.in_force, exchange.wants_trail
+            answers.append(
+                route_answer(decision, in_force.version, in_force.bundle, exchange.decision_ms, trail=trail)
+            )
         return answers
 
     answers = await unless_gone(exchange.request.receive, decisions())

@@ -5,6 +5,7 @@ Nothing in a bundle can run code: the estimator is arrays in safetensors, the re
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import tempfile
@@ -21,8 +22,8 @@ from router.errors import BundleError
 from router.features import Prompt, prompt_from_messages, prompt_from_text
 
 # Raise it when a bundle written by this code can no longer be read by the code before, and keep a reader (or a
-# clear error) for each older version.
-SCHEMA_VERSION = 1
+# clear error) for each older version. 2 added `tool_result_rows`; of a bundle of version 1 it is 0.
+SCHEMA_VERSION = 2
 
 MANIFEST_FILE = "manifest.json"
 ESTIMATOR_FILE = "estimator.safetensors"
@@ -31,8 +32,15 @@ PROBES_FILE = "probes.jsonl"
 CARD_FILE = "card.md"
 _HASHED_FILES = (ESTIMATOR_FILE, SEEN_FILE, PROBES_FILE)
 
+# A bundle trained on fewer rows that end in a tool's result does not know what an agent's step needs.
+STEP_ROWS = 500
+# `thresholds["quality-0.95"]` is the one for 95 % of the best target's quality.
+_BAR = "quality-"
+
 # A bundle over this is refused at saving: it is copied, committed and loaded at start.
 MAXIMUM_BYTES = 30 * 2**20
+
+_DEFAULT_ENCODER = "all-MiniLM-L6-v2-2-layers-int8"
 
 Array = NDArray[Any]
 
@@ -74,7 +82,9 @@ class Manifest(_Frozen):
     """``manifest.json``.
 
     ``targets`` stand cheapest first. ``thresholds["default"]`` is what is in force where neither the policy nor the
-    request says otherwise. ``metrics`` are held-out figures by source.
+    request says otherwise; ``thresholds["quality-0.95"]`` is for a policy that asks for that share of the best target's
+    quality. ``metrics`` are held-out figures by source. ``tool_result_rows`` are the training rows that ended in a tool's
+    result.
     """
 
     schema_version: int
@@ -90,6 +100,7 @@ class Manifest(_Frozen):
     thresholds: dict[str, Threshold]
     metrics: dict[str, Any] = {}
     notes: tuple[str, ...] = ()
+    tool_result_rows: int = Field(default=0, ge=0)
     files: dict[str, str] = {}
 
     @field_validator("thresholds")
@@ -103,6 +114,31 @@ class Manifest(_Frozen):
     def id(self) -> str:
         """Name and the first 8 digits of the estimator's hash; what logs and answers call the bundle."""
         return f"{self.name}@{self.files.get(ESTIMATOR_FILE, '')[:8]}"
+
+    @property
+    def threshold(self) -> float:
+        """The one in force where neither the policy nor the request says otherwise."""
+        return self.thresholds["default"].value
+
+    @property
+    def bars(self) -> dict[float, float]:
+        """Share of the best target's quality → the threshold that was found for it."""
+        bars = {}
+        for name, threshold in self.thresholds.items():
+            with contextlib.suppress(ValueError):
+                if name.startswith(_BAR):
+                    bars[float(name.removeprefix(_BAR))] = threshold.value
+        return bars
+
+    @property
+    def knows_steps(self) -> bool:
+        """Whether it was trained on enough rows that end in a tool's result."""
+        return self.tool_result_rows >= STEP_ROWS
+
+
+def quality_bar(quality: float) -> str:
+    """The name of the threshold for a share of the best target's quality: ``quality-0.95``."""
+    return f"{_BAR}{quality:g}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -327,3 +363,8 @@ def default_encoders_dir() -> Path:
 
 def _sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def default_encoder_dir() -> Path:
+    """The encoder that training takes where none is named."""
+    return default_encoders_dir() / _DEFAULT_ENCODER

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import signal
 import socket
 import sys
 import tempfile
@@ -21,6 +22,8 @@ from router import __version__
 from router.errors import RouterError, UsageError, run_command
 
 if TYPE_CHECKING:
+    from uvicorn.supervisors import Multiprocess
+
     from router.features import Prompt
     from router.gateway import Gateway
     from router.policy import Policy
@@ -35,6 +38,15 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+
+policy_app = typer.Typer(
+    help="Look at a policy without serving it.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+app.add_typer(policy_app, name="policy")
 
 # Seconds that open streams get to end when the server is told to stop.
 _GRACE_SECONDS = 30
@@ -74,19 +86,45 @@ def _options(
 @app.command()
 def serve(
     policy: Annotated[
-        Path | None, typer.Option("--policy", metavar="FILE", help="Targets, tiers, aliases and thresholds.")
+        str | None,
+        typer.Option("--policy", metavar="FILE|URL", help="Targets, tiers, aliases and thresholds."),
     ] = None,
     bundle: BundleOption = None,
     host: Annotated[str | None, typer.Option(help="Address to listen on; 127.0.0.1 by default.")] = None,
     port: Annotated[int | None, typer.Option(help="8080 by default; 0 takes a free one.")] = None,
     workers: Annotated[int | None, typer.Option(help="Processes; 1 by default.")] = None,
     log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error.")] = None,
+    reload_seconds: Annotated[
+        float | None,
+        typer.Option(
+            metavar="S",
+            help="How often policy and bundle are looked at for changes: 1 by default, 30 for a URL; 0 is never. "
+            "SIGHUP does it at once.",
+        ),
+    ] = None,
+    allow_key: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME[@HOST]",
+            help="A variable that the policy may name as a key, and the host that it may be sent to; may be repeated. "
+            "@HOST for requests without a key. By default a file may name any, a URL none.",
+        ),
+    ] = None,
+    policy_allow_redirects: Annotated[
+        bool | None, typer.Option("--policy-allow-redirects", help="Follow redirects of the policy's URL.")
+    ] = None,
+    policy_allow_private: Annotated[
+        bool | None,
+        typer.Option(
+            "--policy-allow-private", help="The policy's URL may lead to an address that is not public."
+        ),
+    ] = None,
 ) -> None:
     """Serve the OpenAI-compatible API.
 
     Policy, bundle and settings are looked for in this order: flag, environment variable (ROUTER_POLICY,
-    ROUTER_BUNDLE, ROUTER_HOST, ROUTER_PORT, ROUTER_WORKERS, ROUTER_LOG_LEVEL), ./router.yaml, router.yaml in
-    the user's configuration directory, what the package carries.
+    ROUTER_BUNDLE, ROUTER_HOST, ROUTER_PORT, ROUTER_WORKERS, ROUTER_LOG_LEVEL, ROUTER_RELOAD_SECONDS; ROUTER_ALLOWED_KEYS
+    with commas), ./router.yaml, router.yaml in the user's configuration directory, what the package carries.
     """
     import uvicorn
 
@@ -94,14 +132,25 @@ def serve(
     from router.gateway import load_gateway
     from router.settings import load_settings
 
-    settings, in_force = load_settings(
-        policy=policy, bundle=bundle, host=host, port=port, workers=workers, log_level=log_level
+    if hasattr(signal, "SIGHUP"):
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until the server runs, and reloads on it
+    settings, policy_found = load_settings(
+        policy=policy,
+        bundle=bundle,
+        host=host,
+        port=port,
+        workers=workers,
+        log_level=log_level,
+        reload_seconds=reload_seconds,
+        allowed_keys=",".join(allow_key) if allow_key else None,
+        policy_allow_redirects=policy_allow_redirects,
+        policy_allow_private=policy_allow_private,
     )
     with ExitStack() as stack:
         listener = stack.enter_context(_listen(settings.host, settings.port))
-        gateway = load_gateway(settings, in_force)
+        gateway = load_gateway(settings, policy_found)
         url = f"http://{settings.host}:{listener.getsockname()[1]}"
-        for line in _greeting(url, settings, in_force, gateway):
+        for line in _greeting(url, settings, gateway):
             print(line, file=sys.stderr)
         config: dict[str, Any] = {
             "log_config": _logging(settings.log_level),
@@ -114,8 +163,6 @@ def serve(
             server = uvicorn.Server(uvicorn.Config(create_app(gateway=gateway), **config))
             server.run(sockets=[listener])
             return
-        from uvicorn.supervisors import Multiprocess
-
         os.environ.update(settings.environment())
         if not os.environ.get("PROMETHEUS_MULTIPROC_DIR"):
             shared = stack.enter_context(tempfile.TemporaryDirectory(prefix="router-metrics-"))
@@ -123,7 +170,7 @@ def serve(
         factory = uvicorn.Config(
             "router.app:app_from_environment", factory=True, workers=settings.workers, **config
         )
-        Multiprocess(factory, sockets=[listener]).run()
+        _workers()(factory, sockets=[listener]).run()
 
 
 @app.command()
@@ -167,6 +214,118 @@ def decide(
             f"{decision['target']}  score {decision['score']:.4f} {sign} threshold {in_force:.4f}"
             + ("; unlike the training data" if decision["unfamiliar"] else "")
         )
+
+
+@app.command()
+def explain(
+    request: Annotated[
+        str, typer.Argument(metavar="REQUEST.json | -", help="The body of a request; '-' is standard input.")
+    ],
+    policy: Annotated[
+        str | None, typer.Option("--policy", metavar="FILE", help="Found as the server finds it by default.")
+    ] = None,
+    bundle: BundleOption = None,
+    header: Annotated[
+        list[str] | None,
+        typer.Option("--header", metavar="NAME=VALUE", help="A header of the request; may be repeated."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")] = False,
+) -> None:
+    """Say step by step why a request goes where it goes; nothing is sent.
+
+    The body is one of /v1/chat/completions or /v1/route; a session is not known here.
+    """
+    from router.explain import explain as run
+    from router.gateway import load_gateway
+    from router.schemas import read_route, route_answer
+    from router.settings import load_settings
+
+    headers = dict(map(_header, header or ()))
+    content = _read_content(request)
+    settings, found = load_settings(policy=policy, bundle=bundle)
+    in_force = load_gateway(settings, found).in_force
+    read = read_route(content, in_force.policy.limits)
+    if read.many:
+        raise UsageError("one prompt at a time, please: 'prompt' or 'messages' instead of 'prompts'")
+    started = time.perf_counter()
+    explained = run(read, headers, in_force)
+    milliseconds = (time.perf_counter() - started) * 1e3
+    if as_json:
+        decision, bundle_id = explained.decision, in_force.bundle
+        print(json.dumps(route_answer(decision, in_force.version, bundle_id, milliseconds, trail=True)))
+        return
+    for line in explained.lines():
+        print(line)
+
+
+@policy_app.command()
+def check(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="YAML, or JSON where the name ends in .json.")],
+    bundle: BundleOption = None,
+) -> int:
+    """Say what is wrong with a policy, a line each with its line number; or what it says, where nothing is.
+
+    The bundle is looked at too: whether it predicts the targets, and to the quality, that the policy asks for.
+    """
+    from router.errors import PolicyError
+    from router.explain import shortcomings, summary
+    from router.policy import parse_policy, placed
+
+    try:
+        content = file.read_bytes()
+    except OSError as error:
+        raise UsageError(f"{file}: no policy can be read there ({error.strerror})") from None
+    try:
+        policy = parse_policy(content, file)
+        predictor = _fit(policy, file, bundle) if policy.uses_prediction() else None
+    except PolicyError as error:
+        lines = placed(error.problems, content, file) if error.problems else [str(error)]
+        for line in lines:
+            print(line, file=sys.stderr)
+        return 1
+    print(f"{file}: valid, version {policy.hash}" + (f"; fits bundle {predictor}" if predictor else ""))
+    for line in summary(policy):
+        print(f"  {line}")
+    for line in shortcomings(policy, os.environ):
+        print(f"  warning  {line}")
+    return 0
+
+
+@policy_app.command()
+def example() -> None:
+    """Print a policy with public models and their prices, every field explained, to start one's own from."""
+    from router.policy import example_policy_path
+
+    print(example_policy_path().read_text(encoding="utf-8"), end="")
+
+
+def _fit(policy: Policy, file: Path, bundle: Path | None) -> str:
+    """The bundle that would be served with a policy; :class:`PolicyError` where the two do not fit."""
+    from router.bundle import default_bundle_dir, read_manifest
+    from router.gateway import bound
+
+    named = os.environ.get("ROUTER_BUNDLE")
+    own = policy.server.bundle
+    folder = bundle or (Path(named) if named else file.parent / own if own else default_bundle_dir())
+    manifest = read_manifest(folder)
+    bound(policy, manifest)
+    return manifest.id
+
+
+def _header(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not (name.strip() and equals):
+        raise UsageError(f"--header {text}: expected NAME=VALUE")
+    return name.strip().lower(), value.strip()
+
+
+def _read_content(place: str) -> bytes:
+    if place == "-":
+        return sys.stdin.read().encode("utf-8", "surrogatepass")
+    try:
+        return Path(place).read_bytes()
+    except OSError as error:
+        raise UsageError(f"{place}: no request can be read there ({error.strerror})") from None
 
 
 def _decision(predictor: Predictor, prompt: Prompt, threshold: float) -> dict[str, Any]:
@@ -237,10 +396,12 @@ def _listen(host: str, port: int) -> socket.socket:
     return listener
 
 
-def _greeting(url: str, settings: Settings, policy: Policy, gateway: Gateway) -> Iterator[str]:
+def _greeting(url: str, settings: Settings, gateway: Gateway) -> Iterator[str]:
     """What is served, and what is missing."""
+    policy = gateway.in_force.policy
     yield f"router {__version__} on {url}"
-    yield f"  policy   {settings.policy} ({gateway.in_force.version})"
+    shown = gateway.live.source.shown if gateway.live else settings.policy
+    yield f"  policy   {shown} ({gateway.in_force.version})"
     yield f"  bundle   {gateway.in_force.bundle or 'none: the policy predicts nothing'}"
     for name, target in policy.targets.items():
         yield f"  target   {name}: {target.model}"
@@ -249,6 +410,20 @@ def _greeting(url: str, settings: Settings, policy: Policy, gateway: Gateway) ->
     if all(target.echo for target in policy.targets.values()):
         yield "  These targets only echo what they are asked. To reach real providers, copy that policy to"
         yield "  ./router.yaml, name your models and the variables that hold their keys, and start again."
+
+
+def _workers() -> type[Multiprocess]:
+    from uvicorn.supervisors import Multiprocess
+
+    class Workers(Multiprocess):
+        """Worker processes that are told of SIGHUP, where uvicorn's are replaced."""
+
+        def handle_hup(self) -> None:
+            for process in self.processes:
+                if process.pid is not None:
+                    os.kill(process.pid, signal.SIGHUP)
+
+    return Workers
 
 
 def _logging(level: str) -> dict[str, Any]:

@@ -292,21 +292,31 @@ class _State:
 
     def finish(self, turns: int, tools: Sequence[Mapping[str, Any]] | None) -> ConversationState:
         name, result = self.last or ("", "")
-        ends = cut(result, _RESULT_WINDOW)
         return ConversationState(
             turns=turns,
             depth=self.depth,
             characters=self.characters,
             tools_offered=len(tools or ()),
             tool_results=self.tool_results,
-            last_result=_kind_of_tool(name) if self.last else "none",
+            last_result=kind_of_tool(name) if self.last else "none",
             last_result_characters=len(result),
-            last_result_error=bool(_ERROR.search(ends)),
-            last_result_failed_test=bool(_FAILED_TEST.search(ends)),
+            last_result_error=reads_like_error(result),
+            last_result_failed_test=reads_like_failed_test(result),
         )
 
 
-def _kind_of_tool(name: str) -> ToolResult:
+def reads_like_error(result: str) -> bool:
+    """Whether a tool's result reads like an error; of a long one its ends are read."""
+    return bool(_ERROR.search(cut(result, _RESULT_WINDOW)))
+
+
+def reads_like_failed_test(result: str) -> bool:
+    """Whether a tool's result reads like a failed test; of a long one its ends are read."""
+    return bool(_FAILED_TEST.search(cut(result, _RESULT_WINDOW)))
+
+
+def kind_of_tool(name: str) -> ToolResult:
+    """What kind of tool has this name."""
     # Order matters: "fetch_url" is web before it is read, "edit_file" edits though it names a file.
     if _WEB_TOOL.search(name):
         return "web"

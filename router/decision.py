@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
+from router.capability import lacks
+from router.content import Content
 from router.errors import RequestError
-from router.policy import PREDICT, Address, Policy, Tier, printable
+from router.policy import PREDICT, STAY, Address, ModePrediction, Policy, Tier, Tokens, printable
 from router.predictor import Prediction
+from router.steps import matching_rule
 
-Reason = Literal["pinned", "signal", "predicted", "unknown", "default"]
+Reason = Literal["pinned", "signal", "step", "default", "sticky", "predicted", "unknown", "capability"]
+Trail = tuple[tuple[str, str], ...]
 
 
 @dataclass(frozen=True, slots=True)
 class RequestFacts:
-    """What a decision needs to know of a request, beside its text.
+    """What a decision needs to know of a request.
 
     Attributes
     ----------
@@ -25,11 +29,21 @@ class RequestFacts:
         As a header or the body's metadata gave it; the suffix of ``model`` counts where this is None.
     threshold : float or None
         The client's own, where it may set one.
+    content : Content or None
+        The body, read where the policy asks for it. Without it no step is seen, and every target is able.
+    incumbent, incumbent_mode : str or None
+        The target that the session's last request went to, and the mode that it gave; None for the first one.
+    allowed : frozenset of str or None
+        The targets that this client may use; None where it may use all.
     """
 
     model: str = "auto"
     mode: str | None = None
     threshold: float | None = None
+    content: Content | None = None
+    incumbent: str | None = None
+    incumbent_mode: str | None = None
+    allowed: frozenset[str] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,9 +57,11 @@ class Decision:
     model : str
         Its litellm id.
     reason : str
-        ``pinned``: the client named the target. ``signal``: its mode is mapped to one. ``predicted``: by the
-        bundle. ``unknown``: the bundle flagged the prompt as unlike its training data, and the policy says where
-        such prompts go. ``default``: what the tier gives a request without a known mode.
+        ``pinned``: the client named the target. ``signal``: its mode is mapped to one. ``step``: by a rule for the tool
+        result that the request ends in. ``default``: what the tier gives a request without a known mode. ``sticky``: the
+        session stays where it is in the middle of a step. ``predicted``: by the bundle. ``unknown``: the bundle flagged
+        the prompt as unlike its training data, and the policy says where such prompts go. ``capability``: the target that
+        was chosen cannot take the request, this one above it can.
     tier, mode : str or None
         The tier that decided (none where pinned), and the mode that the client gave, even an unknown one.
     score, threshold : float or None
@@ -55,30 +71,32 @@ class Decision:
         Where predicted by a bundle that measures it: how unlike its training data the prompt is; over 1 is flagged.
     unfamiliar : bool or None
         Whether it is flagged; None where nothing was predicted.
+    unknown_mode : bool
+        The client gave a mode that the tier does not list.
+    trail : tuple of (str, str)
+        Each stage that had a say, in order, and what came of it.
     """
 
     target: str
     model: str
-    reason: Reason
+    reason: str
     tier: str | None = None
     mode: str | None = None
     score: float | None = None
     threshold: float | None = None
     novelty: float | None = None
     unfamiliar: bool | None = None
+    unknown_mode: bool = False
+    trail: Trail = ()
 
 
 def needs_prediction(facts: RequestFacts, policy: Policy) -> bool:
     """Whether :func:`decide` wants a prediction for this request."""
-    address = _address(facts, policy)
-    if address.tier is None:
-        return False
-    choice, _ = _choice(policy.tiers[address.tier], facts.mode or address.mode)
-    return choice == PREDICT
+    return _looked_up(_Case(facts, policy)) is None
 
 
 def decide(facts: RequestFacts, policy: Policy, prediction: Prediction | None = None) -> Decision:
-    """Choose the target. The order is the body of this function.
+    """Choose the target. The order is the body of this function and of :func:`_looked_up`.
 
     Parameters
     ----------
@@ -91,38 +109,237 @@ def decide(facts: RequestFacts, policy: Policy, prediction: Prediction | None = 
     Raises
     ------
     RequestError
-        Status 404: ``model`` names nothing that the policy has.
+        Status 404: ``model`` names nothing that the policy has. Status 400: no target that the request may go to can
+        take it.
     """
-    address = _address(facts, policy)
-    if address.target is not None:
-        return Decision(address.target, policy.targets[address.target].model, "pinned")
-    assert address.tier is not None
-    mode = facts.mode or address.mode
-    tier = policy.tiers[address.tier]
-    target, reason = _choice(tier, mode)
-    if target != PREDICT:
-        return Decision(target, policy.targets[target].model, reason, address.tier, mode)
-    if prediction is None:
-        raise ValueError("this request needs a prediction")
-    target, reason, threshold = _predicted(tier, policy, prediction, facts.threshold)
-    return Decision(
-        target,
-        policy.targets[target].model,
-        reason,
-        address.tier,
-        mode,
-        score=float(prediction.score[0]),
-        threshold=threshold,
-        novelty=None if prediction.novelty is None else float(prediction.novelty[0]),
-        unfamiliar=bool(prediction.unfamiliar[0]),
-    )
+    case = _Case(facts, policy)
+    decision = _looked_up(case) or case.predicted(prediction)
+    return case.able(decision)
+
+
+def _looked_up(case: _Case) -> Decision | None:
+    """What is decided without a prediction, by the first stage that knows; None where one is needed."""
+    return case.pinned() or case.by_mode() or case.by_step() or case.by_default() or case.stays()
+
+
+class _Case:
+    """One request on its way through the stages. Each of them decides, or says nothing and leaves a note in the trail."""
+
+    def __init__(self, facts: RequestFacts, policy: Policy) -> None:
+        self.facts = facts
+        self.policy = policy
+        self.trail: list[tuple[str, str]] = []
+        address = _address(facts, policy)
+        self.target = address.target
+        self.tier_name = address.tier or ""
+        self.tier = policy.tiers[address.tier] if address.tier is not None else Tier()
+        self.mode = facts.mode or address.mode
+        self.unknown_mode = False
+        self.asked = False  # by the mode or by a step rule: to predict, whatever the default is
+        self.bar: float | None = None  # the mode's own threshold
+        self.by_rule = False  # a step rule wants a prediction, and not the incumbent
+
+    def pinned(self) -> Decision | None:
+        asked = printable(self.facts.model)
+        if self.target is None:
+            self._note("model", f"{asked} is tier {self.tier_name}")
+            return None
+        self._note("model", f"{asked} is target {self.target}")
+        return Decision(
+            self.target, self.policy.targets[self.target].model, "pinned", trail=tuple(self.trail)
+        )
+
+    def by_mode(self) -> Decision | None:
+        mode, tier = self.mode, self.tier
+        if mode is None:
+            self._note("mode", "none given")
+            return None
+        choice = tier.modes.get(mode)
+        if choice is None:
+            self.unknown_mode = True
+            self.asked = tier.unknown_mode == PREDICT
+            self._note("mode", f"{mode} is unknown to the tier: {tier.unknown_mode}")
+            return None
+        if isinstance(choice, ModePrediction):
+            self.asked, self.bar = True, choice.predict.threshold
+            self._note("mode", f"{mode}: predict, with a threshold of its own")
+            return None
+        if choice == PREDICT:
+            self.asked = True
+            self._note("mode", f"{mode}: predict")
+            return None
+        self._note("mode", f"{mode}: {choice}")
+        return self._decision(choice, "signal")
+
+    def by_step(self) -> Decision | None:
+        rules = (*self.tier.steps, *self.policy.steps)
+        content = self.facts.content
+        if not rules or content is None:
+            return None
+        if not content.results:
+            self._note("step", "ends in no tool result")
+            return None
+        rule = matching_rule(rules, content.results)
+        if rule is None:
+            self._note("step", f"ends in {self._read()}: no rule matches")
+            return None
+        index = rules.index(rule)
+        own = len(self.tier.steps)
+        place = f"tiers.{self.tier_name}.steps.{index}" if index < own else f"steps.{index - own}"
+        said = f"ends in {self._read()}: {place} says {rule.to}"
+        if rule.to == PREDICT:
+            self.by_rule = self.tier.predict is not None
+            self.asked = self.asked or self.by_rule
+            self._note("step", said if self.by_rule else f"{said}, which this tier does not do")
+            return None
+        if rule.to == STAY:
+            incumbent = self._incumbent()
+            self._note("step", said if incumbent else f"{said}, but the session has no target yet")
+            return None if incumbent is None else self._decision(incumbent, "step")
+        self._note("step", said)
+        return self._decision(rule.to, "step")
+
+    def by_default(self) -> Decision | None:
+        if self.asked or self.tier.default == PREDICT:
+            return None
+        self._note("default", self.tier.default)
+        return self._decision(self.tier.default, "default")
+
+    def stays(self) -> Decision | None:
+        """In the middle of a step the ask is the same one: a bundle that was not trained on steps would only repeat itself."""
+        predict, content = self.tier.predict, self.facts.content
+        if self.by_rule or content is None or predict is None or predict.tool_results == PREDICT:
+            return None
+        if self.facts.incumbent is None or not content.results:
+            return None
+        if self.mode != self.facts.incumbent_mode:
+            self._note("stay", "no: the mode has changed")
+            return None
+        incumbent = self._incumbent()
+        if incumbent is None:
+            self._note("stay", "no: the session's target is not one of this tier's")
+            return None
+        self._note("stay", f"ends in {self._read()}: stays at {incumbent}")
+        return self._decision(incumbent, "sticky")
+
+    def predicted(self, prediction: Prediction | None) -> Decision:
+        """By the prediction, or where the policy sends what it flags.
+
+        A score says nothing of a prompt unlike any it was fitted on; a client's own threshold decides by threshold.
+        """
+        predict = self.tier.predict
+        if prediction is None or predict is None:
+            raise ValueError("this request needs a prediction")
+        names = [predict.targets[name] for name in prediction.targets]
+        own = self.bar if self.facts.threshold is None else self.facts.threshold
+        threshold = predict.threshold if own is None else own
+        score = float(prediction.score[0])
+        novelty = None if prediction.novelty is None else float(prediction.novelty[0])
+        flagged = bool(prediction.unfamiliar[0])
+        reason: Reason = "predicted"
+        if flagged and predict.unknown != PREDICT:
+            target, reason = predict.unknown, "unknown"
+            why = f"novelty {novelty:.4g} is over 1: unlike the training data"
+            threshold = None if predict.quality_per_dollar is not None and own is None else threshold
+        elif predict.quality_per_dollar is not None and own is None:
+            assert predict.tokens is not None
+            costs = self.policy.costs(names, predict.tokens)
+            target = names[int(prediction.choose_by_value(costs, predict.quality_per_dollar)[0])]
+            why = f"best quality less {predict.quality_per_dollar:g} times its dollars; score {score:.4g}"
+            threshold = None
+        else:
+            assert threshold is not None
+            target = names[int(prediction.choose(threshold)[0])]
+            why = f"score {score:.4g} {'is over' if score > threshold else 'is not over'} threshold {threshold:.4g}"
+        self._note("prediction", f"{why}: {target}")
+        return replace(
+            self._decision(target, reason),
+            score=score,
+            threshold=threshold,
+            novelty=novelty,
+            unfamiliar=flagged,
+        )
+
+    def able(self, decision: Decision) -> Decision:
+        """The decision, or the next target up that can take the request. What a client pinned is its own affair."""
+        content = self.facts.content
+        if content is None or decision.reason == "pinned":
+            return decision
+        needs = content.needs
+        lack = lacks(self.policy.targets[decision.target], needs)
+        if lack is None:
+            self._note("capability", f"{decision.target} can take it")
+            return replace(decision, trail=tuple(self.trail))
+        tokens = Tokens(input=needs.tokens, output=needs.room)
+        for name in self.policy.dearer(decision.target, tokens):
+            if (
+                self._may_use(name)
+                and self._may_move_to(name)
+                and lacks(self.policy.targets[name], needs) is None
+            ):
+                self._note(
+                    "capability", f"{decision.target} {lack.words}; the next above that can take it: {name}"
+                )
+                return replace(
+                    decision,
+                    target=name,
+                    model=self.policy.targets[name].model,
+                    reason="capability",
+                    trail=tuple(self.trail),
+                )
+        able = [
+            name
+            for name, target in self.policy.targets.items()
+            if self._may_use(name) and lacks(target, needs) is None
+        ]
+        instead = f" Able are: {_names(able)}; ask for one by its name." if able else ""
+        raise RequestError(
+            f"This request goes to {decision.target}, which {lack.words}, and there is no target above it that can take it."
+            f"{instead}",
+            param="messages",
+            code=lack.code,
+        )
+
+    def _incumbent(self) -> str | None:
+        """The session's target, where this tier leads to it and the client may use it."""
+        name = self.facts.incumbent
+        if name is None or name not in self.policy.targets:
+            return None
+        return name if self.tier.leads_to(name) and self._may_use(name) else None
+
+    def _may_use(self, name: str) -> bool:
+        return self.facts.allowed is None or name in self.facts.allowed
+
+    def _may_move_to(self, name: str) -> bool:
+        return self.tier.move_up == "policy" or self.tier.leads_to(name)
+
+    def _read(self) -> str:
+        """The tool results that the request ends in, by kind."""
+        assert self.facts.content is not None
+        results = self.facts.content.results
+        kinds = ", ".join(dict.fromkeys(result.kind for result in results))
+        return f"{len(results)} tool result{'s' if len(results) > 1 else ''} ({kinds})"
+
+    def _note(self, stage: str, outcome: str) -> None:
+        self.trail.append((stage, outcome))
+
+    def _decision(self, target: str, reason: Reason) -> Decision:
+        return Decision(
+            target,
+            self.policy.targets[target].model,
+            reason,
+            self.tier_name,
+            self.mode,
+            unknown_mode=self.unknown_mode,
+            trail=tuple(self.trail),
+        )
 
 
 def _address(facts: RequestFacts, policy: Policy) -> Address:
     address = policy.find(facts.model)
     if address is None:
         raise RequestError(
-            f"The model '{printable(facts.model)}' does not exist; there are: {_listed(policy.names())}",
+            f"The model '{printable(facts.model)}' does not exist; there are: {_names(policy.names())}",
             status=404,
             param="model",
             code="model_not_found",
@@ -130,36 +347,6 @@ def _address(facts: RequestFacts, policy: Policy) -> Address:
     return address
 
 
-def _choice(tier: Tier, mode: str | None) -> tuple[str, Reason]:
-    """A target or ``predict``: by the mode where the tier knows it, else the tier's default."""
-    if mode is not None and mode in tier.modes:
-        return tier.modes[mode], "signal"
-    return tier.default, "default"
-
-
-def _predicted(
-    tier: Tier, policy: Policy, prediction: Prediction, override: float | None
-) -> tuple[str, Reason, float | None]:
-    """The target, why, and the threshold where that decided.
-
-    A score says nothing of a prompt unlike any it was fitted on; a client's own threshold decides by threshold.
-    """
-    predict = tier.predict
-    assert predict is not None
-    names = [predict.targets[name] for name in prediction.targets]
-    threshold = predict.threshold if override is None else override
-    by_value = predict.quality_per_dollar is not None and override is None
-    if prediction.unfamiliar[0] and predict.unknown != PREDICT:
-        return predict.unknown, "unknown", None if by_value else threshold
-    if by_value:
-        assert predict.quality_per_dollar is not None
-        assert predict.tokens is not None
-        costs = policy.costs(names, predict.tokens)
-        return names[int(prediction.choose_by_value(costs, predict.quality_per_dollar)[0])], "predicted", None
-    assert threshold is not None
-    return names[int(prediction.choose(threshold)[0])], "predicted", threshold
-
-
-def _listed(names: Sequence[str], limit: int = 30) -> str:
+def _names(names: Sequence[str], limit: int = 30) -> str:
     more = f", … ({len(names) - limit} more)" if len(names) > limit else ""
     return ", ".join(names[:limit]) + more

@@ -479,8 +479,8 @@ def _signed(message: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def _reasons(target: Target, endpoint: Endpoint | None) -> bool:
     """Whether a target takes an effort of reasoning: as the policy says, else as litellm knows."""
-    if target.supports or endpoint is not None or target.echo:
-        return "reasoning" in target.supports
+    if target.supports is not None or endpoint is not None or target.echo:
+        return "reasoning" in (target.supports or ())
     return bool(_litellm().supports_reasoning(model=target.model))
 
 

@@ -7,8 +7,11 @@ and exit with :attr:`RouterError.exit_code`, the server turns it into the dialec
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
-from typing import Any, NoReturn
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, NoReturn
+
+if TYPE_CHECKING:
+    from router.policy import Problem
 
 
 class RouterError(Exception):
@@ -39,7 +42,23 @@ class BundleError(RouterError):
 
 
 class PolicyError(RouterError):
-    """A policy is not valid. The message names the key and, where known, the line."""
+    """A policy is not valid. The message names the key and, where known, the line.
+
+    Parameters
+    ----------
+    message : str
+        The first of the problems, and how many more there are.
+    problems : tuple of router.policy.Problem
+        All of them; empty where the file cannot be read as YAML or JSON.
+    """
+
+    def __init__(self, message: str, problems: Sequence[Problem] = ()) -> None:
+        super().__init__(message)
+        self.problems = tuple(problems)
+
+
+class SourceError(RouterError):
+    """What a policy comes from cannot be read or reached; of the policy itself that says nothing."""
 
 
 class RequestError(RouterError):

@@ -7,26 +7,31 @@ arrives, and is decided and sent by that one, whatever is put in force meanwhile
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Protocol
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
 
 from router.decision import Decision, RequestFacts, decide, needs_prediction
 from router.dispatch import Destination, Dispatcher, destination, scrubber
+from router.errors import PolicyError
 from router.features import Prompt
 from router.metrics import Metrics
 from router.policy import Policy
 from router.predictor import Prediction
-from router.settings import Settings
+from router.settings import Settings, policy_source
+
+if TYPE_CHECKING:
+    from router.live import Live
+
+logger = logging.getLogger("router")
 
 
-class PromptPredictor(Protocol):
-    """What the server needs of a :class:`router.predictor.Predictor`."""
-
-    @property
-    def name(self) -> str: ...
+class BundleFacts(Protocol):
+    """What a policy leaves to its bundle; a manifest has it, and a predictor."""
 
     @property
     def targets(self) -> tuple[str, ...]: ...
@@ -34,7 +39,25 @@ class PromptPredictor(Protocol):
     @property
     def threshold(self) -> float: ...
 
+    @property
+    def bars(self) -> Mapping[float, float]: ...
+
+    @property
+    def knows_steps(self) -> bool: ...
+
+
+class PromptPredictor(BundleFacts, Protocol):
+    """What the server needs of a :class:`router.predictor.Predictor`."""
+
+    @property
+    def name(self) -> str: ...
+
     def predict(self, prompts: Sequence[Prompt]) -> Prediction: ...
+
+
+def bound(policy: Policy, bundle: BundleFacts) -> Policy:
+    """The policy with all spelled out that it leaves to the bundle; :class:`PolicyError` where the two do not fit."""
+    return policy.bound_to(bundle.targets, bundle.threshold, bars=bundle.bars, knows_steps=bundle.knows_steps)
 
 
 class InForce:
@@ -61,7 +84,7 @@ class InForce:
         environment: Mapping[str, str] | None = None,
     ) -> None:
         self.version = policy.hash
-        self.policy = policy.bound_to(predictor.targets, predictor.threshold) if predictor else policy
+        self.policy = policy if predictor is None else bound(policy, predictor)
         self.predictor = predictor
         self._environment = os.environ if environment is None else environment
         self._scrub = scrubber(policy.targets.values(), self._environment)
@@ -77,7 +100,12 @@ class InForce:
 
 
 class Gateway:
-    """One server's state; parameters as for :class:`InForce`, which it starts with."""
+    """One server's state; parameters as for :class:`InForce`, which it starts with.
+
+    ``live`` keeps policy and bundle as their sources say, where they have such.
+    """
+
+    live: Live | None = None
 
     def __init__(
         self,
@@ -85,12 +113,17 @@ class Gateway:
         predictor: PromptPredictor | None,
         environment: Mapping[str, str] | None = None,
     ) -> None:
-        self.in_force = InForce(policy, predictor, environment)
+        self.environment = os.environ if environment is None else environment
+        self.in_force = InForce(policy, predictor, self.environment)
         self.dispatcher = Dispatcher()
         self.metrics = Metrics()
         self.started = int(time.time())
         # The encoder releases the GIL, so prompts run beside one another; more threads than cores only queue.
         self._executor = ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="predict")
+
+    def put_in_force(self, in_force: InForce) -> None:
+        """Decide and send by this from the next request on; those that have arrived keep theirs."""
+        self.in_force = in_force
 
     async def decide(self, in_force: InForce, facts: RequestFacts, prompt: Callable[[], Prompt]) -> Decision:
         """Decide on one request; ``prompt`` is called, off the event loop, where a prediction is needed."""
@@ -112,13 +145,33 @@ class Gateway:
 def load_gateway(settings: Settings, policy: Policy) -> Gateway:
     """Load the bundle, where the policy predicts or the settings name one, and check that the two fit.
 
+    A policy from a URL that does not fit gives way to the one that was last in force.
+
     Raises
     ------
     BundleError, EncoderError, PolicyError
     """
-    if settings.bundle is None and not policy.uses_prediction():
-        return Gateway(policy, None)
     from router.bundle import default_bundle_dir
+    from router.live import Live
+
+    source = policy_source(settings)
+    bundle = settings.bundle or default_bundle_dir()
+    try:
+        gateway = Gateway(policy, _predictor(settings, policy, bundle))
+    except PolicyError as error:
+        kept = source.kept()
+        if kept is None:
+            raise
+        logger.warning("%s: %s; the policy that was last in force is taken instead", source.shown, error)
+        policy = kept
+        gateway = Gateway(policy, _predictor(settings, policy, bundle))
+    gateway.live = Live(gateway, policy, source, bundle, settings.bundle_seconds)
+    return gateway
+
+
+def _predictor(settings: Settings, policy: Policy, bundle: Path) -> PromptPredictor | None:
+    if settings.bundle is None and not policy.uses_prediction():
+        return None
     from router.predictor import load_predictor
 
-    return Gateway(policy, load_predictor(settings.bundle or default_bundle_dir()))
+    return load_predictor(bundle)

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Iterator
+from typing import Literal
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest, multiprocess
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
 
 from router.decision import Decision
 from router.policy import Prices
@@ -37,6 +41,11 @@ class Metrics:
             "Predicted requests whose prompt the bundle flagged as unlike its training data.",
             registry=self._registry,
         )
+        self._unknown_modes = Counter(
+            "router_unknown_modes",
+            "Requests with a mode that their tier does not list.",
+            registry=self._registry,
+        )
         self._decision_seconds = Histogram(
             "router_decision_seconds",
             "Reading the request, predicting and deciding.",
@@ -57,10 +66,38 @@ class Metrics:
             "router_cost_usd", "Cost by the policy's prices.", ("target",), registry=self._registry
         )
 
+        self._reloads = {
+            "policy": Counter(
+                "router_policy_reloads",
+                "New policies: ok is in force, invalid is not; unreachable counts attempts.",
+                ("result",),
+                registry=self._registry,
+            ),
+            "bundle": Counter(
+                "router_bundle_reloads",
+                "New bundles: ok is in force, invalid is not.",
+                ("result",),
+                registry=self._registry,
+            ),
+        }
+        self._policy: _PolicyCollector | None = None
+
+    def show_policy(self, state: Callable[[], tuple[str, float]]) -> None:
+        """Let the page show the policy in force: its version, and seconds since it was last what its source says."""
+        self._policy = _PolicyCollector(state)
+        self._registry.register(self._policy)
+
+    def reloaded(
+        self, what: Literal["policy", "bundle"], result: Literal["ok", "invalid", "unreachable"]
+    ) -> None:
+        self._reloads[what].labels(result).inc()
+
     def decided(self, decision: Decision, seconds: float) -> None:
         self._decisions.labels(decision.target, decision.reason).inc()
         if decision.unfamiliar:
             self._unfamiliar.inc()
+        if decision.unknown_mode:
+            self._unknown_modes.inc()
         self._decision_seconds.observe(seconds)
 
     def answered(self, path: str, status: int, seconds: float) -> None:
@@ -83,4 +120,22 @@ class Metrics:
             return generate_latest(self._registry)
         shared = CollectorRegistry()
         multiprocess.MultiProcessCollector(shared)  # type: ignore[no-untyped-call]
+        if self._policy is not None:
+            shared.register(self._policy)
         return generate_latest(shared)
+
+
+class _PolicyCollector(Collector):
+    """The policy that the process which is asked has in force; one sample, however many versions there were."""
+
+    def __init__(self, state: Callable[[], tuple[str, float]]) -> None:
+        self._state = state
+
+    def collect(self) -> Iterator[Metric]:
+        version, age = self._state()
+        info = GaugeMetricFamily("router_policy_info", "The policy in force.", labels=("version",))
+        info.add_metric((version,), 1)
+        yield info
+        yield GaugeMetricFamily(
+            "router_policy_age_seconds", "Since the policy in force was last what its source says.", age
+        )

@@ -10,21 +10,36 @@ import fnmatch
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    StringConstraints,
+    Tag,
+    ValidationError,
+    model_validator,
+)
 
 from router.errors import PolicyError, UsageError
 
 PREDICT = "predict"
 STRONG = "strong"
+STAY = "stay"
 AUTO = "auto"
 MODE = re.compile(r"[a-z0-9][a-z0-9_.-]{0,63}")
 _LONGEST_MODEL = 256
+# Keys and items of a policy with its YAML anchors written out: a few lines of anchors can stand for billions.
+_MOST_NODES = 200_000
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,63}$")]
 Mode = Annotated[str, StringConstraints(pattern=rf"^{MODE.pattern}$")]
@@ -35,7 +50,13 @@ Variable = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
 Price = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Threshold = Annotated[float, Field(ge=-1, le=1)]
 Speech = Literal["chat", "messages", "responses"]
+Quality = Annotated[float, Field(gt=0, le=1.5)]
+Characters = Annotated[int, Field(ge=0)]
+Pattern = Annotated[str, StringConstraints(pattern=r"^[\x21-\x7e]{1,128}$")]
 Capability = Literal["tools", "images", "audio", "files", "json_schema", "reasoning"]
+ToolKind = Literal["read", "edit", "run", "web", "other"]
+# A place in a policy: keys and positions.
+Loc = tuple[int | str, ...]
 
 # What `params` may not hold: what the dispatcher sets itself, and where a key would end up in the file.
 _RESERVED_PARAMS = frozenset(
@@ -91,6 +112,10 @@ class Target(_Section):
     speaks : set of str
         The dialects that its server takes: bodies of these pass as they came. Where nothing is said, ``anthropic/…``
         takes ``messages``, ``openai/…`` takes ``chat``, and without an ``api_base`` ``responses`` too.
+    context_window, max_output_tokens : int or None
+        Tokens of a request with its answer, and of an answer alone; None where not declared, and then not looked at.
+    supports : set of str or None
+        What it can do; None where not declared: then it is taken to do everything.
     """
 
     model: ModelId = ""
@@ -100,7 +125,7 @@ class Target(_Section):
     family: Name | None = None
     context_window: Annotated[int, Field(gt=0)] | None = None
     max_output_tokens: Annotated[int, Field(gt=0)] | None = None
-    supports: frozenset[Capability] = frozenset()
+    supports: frozenset[Capability] | None = None
     prices: Prices | None = None
     params: Mapping[str, Any] = Field(default_factory=dict)
     drop_params: bool = False
@@ -143,7 +168,8 @@ class Predict(_Section):
     """Which target stands for which of the bundle's, and by which rule one is taken.
 
     ``weak`` and ``strong`` name the two of a pair; ``targets`` maps the bundle's names, where there are more.
-    Without a threshold, the bundle's own counts.
+    ``quality`` asks for a share of the best target's quality, as .95, and takes the threshold that the bundle holds for
+    it (``router-train tune --quality``); ``threshold`` gives one. Without either, the bundle's own counts.
 
     With ``quality_per_dollar`` (λ) it is not the threshold that decides: the target of the highest expected quality −
     λ · dollars is taken. The dollars are the targets' ``prices`` for a request of ``tokens``. At 50, a cent must gain half an
@@ -152,15 +178,21 @@ class Predict(_Section):
     ``unknown`` says where a prompt goes that the bundle flags as unlike its training data: ``strong`` (the dearest of
     the bundle's targets, which is what a client without a router would have asked), ``predict`` (the score decides as
     for any other) or a target.
+
+    ``tool_results`` says what happens to a request that ends in a tool's result: ``predict``, or ``stay`` at the target
+    that the session is at. Without it, a bundle that was trained on such requests predicts, and with any other the
+    session stays.
     """
 
     weak: Name | None = None
     strong: Name | None = None
     targets: Mapping[str, Name] = Field(default_factory=dict)
     threshold: Threshold | None = None
+    quality: Quality | None = None
     quality_per_dollar: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
     tokens: Tokens | None = None
     unknown: Name = STRONG
+    tool_results: Literal["predict", "stay"] | None = None
 
     @model_validator(mode="after")
     def _one_form(self) -> Predict:
@@ -169,6 +201,9 @@ class Predict(_Section):
             raise ValueError("give weak and strong, or targets")
         if (self.quality_per_dollar is None) != (self.tokens is None):
             raise ValueError("quality_per_dollar and tokens go together")
+        if self.quality is not None and not (self.threshold is None and self.quality_per_dollar is None):
+            other = "threshold" if self.threshold is not None else "quality_per_dollar"
+            raise ValueError(f"quality and {other} are two rules: give one")
         return self
 
     @property
@@ -182,23 +217,133 @@ class Predict(_Section):
         return pair or tuple(self.targets.values())
 
 
+class Bar(_Section):
+    """How good the predicted target must be: a ``threshold``, or a ``quality`` as in :class:`Predict`."""
+
+    threshold: Threshold | None = None
+    quality: Quality | None = None
+
+    @model_validator(mode="after")
+    def _one_form(self) -> Bar:
+        if (self.threshold is None) == (self.quality is None):
+            raise ValueError("give one of threshold and quality")
+        return self
+
+
+class ModePrediction(_Section):
+    """A mode that is predicted by a bar of its own, with the targets of the tier's ``predict``."""
+
+    predict: Bar
+
+
+def _listed(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
+class StepRule(_Section):
+    """Where a request goes that ends in a tool's result which meets all of the rule's conditions.
+
+    Attributes
+    ----------
+    to : str
+        A target; ``predict``, where the tier predicts; or ``stay``, at the target that the session is at.
+    tool : tuple of str
+        Patterns of the tool's name (``*``, ``?``, ``[…]``), whatever its case; one of them must match.
+    kind : tuple of str
+        Kinds of tools by their names: ``read`` (lists and searches too), ``edit``, ``run``, ``web``, ``other``.
+    larger_than, smaller_than : int or None
+        Characters of the result.
+    error, failed_test : bool or None
+        Whether it is, or reads like, an error, or a failed test.
+    """
+
+    to: Name
+    tool: Annotated[tuple[Pattern, ...], BeforeValidator(_listed)] = ()
+    kind: Annotated[tuple[ToolKind, ...], BeforeValidator(_listed)] = ()
+    larger_than: Characters | None = None
+    smaller_than: Characters | None = None
+    error: bool | None = None
+    failed_test: bool | None = None
+
+
+# Tags stand in the place of an error, which leaves out what is in brackets.
+_BY_NAME, _OWN_BAR = "[target]", "[predict]"
+ModeChoice = Annotated[
+    Annotated[Name, Tag(_BY_NAME)] | Annotated[ModePrediction, Tag(_OWN_BAR)],
+    Discriminator(lambda value: _OWN_BAR if isinstance(value, dict | ModePrediction) else _BY_NAME),
+]
+
+
 class Tier(_Section):
-    """A named map from mode to target. ``default`` is for requests without a known mode."""
+    """A named map from mode to target.
+
+    Attributes
+    ----------
+    modes : mapping
+        Of each mode a target, ``predict``, or a prediction by a bar of its own.
+    default : str
+        For requests without a mode: a target or ``predict``.
+    unknown_mode : {"default", "predict"}
+        For requests with a mode that is not among ``modes``.
+    steps : tuple of StepRule
+        For requests that end in a tool's result, before the policy's own rules.
+    move_up : {"policy", "tier"}
+        Among which targets a dearer one is looked for where the chosen one cannot take a request.
+    """
 
     predict: Predict | None = None
-    modes: Mapping[Mode, Name] = Field(default_factory=dict)
+    modes: Mapping[Mode, ModeChoice] = Field(default_factory=dict)
     default: Name = PREDICT
+    unknown_mode: Literal["default", "predict"] = "default"
+    steps: tuple[StepRule, ...] = ()
+    move_up: Literal["policy", "tier"] = "policy"
 
     def uses_prediction(self) -> bool:
-        return PREDICT in (self.default, *self.modes.values())
+        """Whether some request may need a bundle."""
+        return next(self.predicts(), None) is not None
+
+    def predicts(self) -> Iterator[Loc]:
+        """Where in it a prediction is asked for."""
+        if self.default == PREDICT:
+            yield ("default",)
+        for mode, choice in self.modes.items():
+            if choice == PREDICT or isinstance(choice, ModePrediction):
+                yield ("modes", mode)
+        if self.unknown_mode == PREDICT:
+            yield ("unknown_mode",)
+        for index, rule in enumerate(self.steps):
+            if rule.to == PREDICT:
+                yield ("steps", index, "to")
+
+    def leads_to(self, target: str) -> bool:
+        """Whether it names the target; asked of a tier that is bound to a bundle."""
+        return (
+            target == self.default
+            or target in self.modes.values()
+            or any(target == rule.to for rule in self.steps)
+            or (self.predict is not None and target in (self.predict.unknown, *self.predict.named()))
+        )
 
 
 class Limits(_Section):
-    """What a client may do."""
+    """What a client may do.
+
+    Attributes
+    ----------
+    body_bytes : int
+        The largest body of a request.
+    prompts : int
+        The most prompts of one ``/v1/route``.
+    threshold_override : bool
+        Whether ``x-router-threshold`` counts.
+    explain : bool
+        Whether ``x-router-explain: 1`` is answered with ``x-router-trail``, which tells names of targets.
+    """
 
     body_bytes: Annotated[int, Field(ge=1024)] = 32 * 1024 * 1024
     prompts: Annotated[int, Field(ge=1)] = 1000
     threshold_override: bool = False
+    explain: bool = False
 
 
 class Server(_Section):
@@ -227,6 +372,7 @@ class Policy(_Section):
     tiers: Mapping[Name, Tier] = Field(default_factory=dict)
     default_tier: Name | None = None
     aliases: Mapping[Alias, str] = Field(default_factory=dict)
+    steps: tuple[StepRule, ...] = ()
     limits: Limits = Limits()
     server: Server = Server()
 
@@ -238,10 +384,20 @@ class Policy(_Section):
 
     def uses_prediction(self) -> bool:
         """Whether any tier needs a bundle."""
-        return any(tier.uses_prediction() for tier in self.tiers.values())
+        by_step = any(rule.to == PREDICT for rule in self.steps)
+        return any(
+            tier.uses_prediction() or (by_step and tier.predict is not None) for tier in self.tiers.values()
+        )
 
-    def bound_to(self, targets: Sequence[str], threshold: float) -> Policy:
-        """The same policy with each prediction's targets and threshold spelled out for a bundle.
+    def bound_to(
+        self,
+        targets: Sequence[str],
+        threshold: float,
+        *,
+        bars: Mapping[float, float] = MappingProxyType({}),
+        knows_steps: bool = False,
+    ) -> Policy:
+        """The same policy with each prediction's targets, thresholds and tool results spelled out for a bundle.
 
         Parameters
         ----------
@@ -249,18 +405,25 @@ class Policy(_Section):
             The bundle's, cheapest first.
         threshold : float
             The bundle's own, used where the policy gives none.
+        bars : mapping of float to float
+            The thresholds that the bundle holds for a share of the best target's quality.
+        knows_steps : bool
+            Whether the bundle was trained on requests that end in a tool's result.
 
         Raises
         ------
         PolicyError
-            A tier's prediction does not fit the bundle's targets.
+            A tier's prediction does not fit the bundle.
         """
-        tiers = {
-            name: tier.model_copy(update={"predict": _bound(name, tier.predict, targets, threshold)})
-            if tier.predict
-            else tier
-            for name, tier in self.tiers.items()
-        }
+        problems: list[Problem] = []
+        tiers = {}
+        for name, tier in self.tiers.items():
+            try:
+                tiers[name] = _bound_tier(("tiers", name), tier, targets, threshold, bars, knows_steps)
+            except _Misfit as misfit:
+                problems.append(misfit.problem)
+        if problems:
+            raise _policy_error(problems)
         return self.model_copy(update={"tiers": tiers})
 
     def find(self, model: str) -> Address | None:
@@ -301,10 +464,35 @@ class Policy(_Section):
         return [price.cost(input=tokens.input, output=tokens.output) for price in prices if price is not None]
 
     def names(self) -> list[str]:
-        """What a client can ask for by ``model``: tiers, targets, and aliases that are not patterns."""
+        """What a client can ask for by ``model``: tiers, targets, tiers with a mode, and aliases that are not patterns."""
         auto = [AUTO] if self.default_tier is not None and AUTO not in self.tiers else []
+        tiers = {
+            **({AUTO: self.tiers[self.default_tier]} if auto and self.default_tier else {}),
+            **self.tiers,
+        }
+        with_mode = [f"{name}:{mode}" for name, tier in tiers.items() for mode in tier.modes]
         plain = [alias for alias in self.aliases if not any(sign in alias for sign in "*?[")]
-        return [*auto, *self.tiers, *self.targets, *plain]
+        return [*tiers, *self.targets, *with_mode, *plain]
+
+    def dearer(self, name: str, tokens: Tokens) -> list[str]:
+        """The targets above one, from the next up: those that cost as much or more for so many tokens, by their cost.
+
+        Where prices are missing the order of the policy stands for them: targets without prices come last, and only those
+        below the target in the policy; above a target without prices are all below it in the policy.
+        """
+        order = list(self.targets)
+        below = order[order.index(name) + 1 :]
+        own = self.targets[name].prices
+        if own is None:
+            return below
+        cost = {
+            other: prices.cost(input=tokens.input, output=tokens.output)
+            for other in order
+            if other != name and (prices := self.targets[other].prices) is not None
+        }
+        floor = own.cost(input=tokens.input, output=tokens.output)
+        priced = sorted((other for other in cost if cost[other] >= floor), key=cost.__getitem__)
+        return [*priced, *(other for other in below if other not in cost)]
 
     def missing_keys(self, environment: Mapping[str, str]) -> list[str]:
         """One line for each environment variable that a target needs and that is not set."""
@@ -318,14 +506,95 @@ class Policy(_Section):
         ]
 
 
-def _bound(tier: str, predict: Predict, targets: Sequence[str], threshold: float) -> Predict:
+@dataclass(frozen=True)
+class Problem:
+    """Something that is wrong with a policy: where in it (keys and positions), and what, in words."""
+
+    where: Loc
+    what: str
+
+    @property
+    def key(self) -> str:
+        """The place as a person writes it: ``tiers.top.default``."""
+        # pydantic marks a wrong key of a mapping, and which form of a value it took, in brackets; a reader needs neither.
+        keys = [str(key) for key in self.where if key not in _MARKS]
+        return printable(".".join(keys), 200)
+
+    def __str__(self) -> str:
+        return f"{self.key}: {self.what}" if self.where else self.what
+
+
+_MARKS = ("[key]", _BY_NAME, _OWN_BAR)
+
+
+class _Misfit(Exception):
+    """A part of a policy does not fit the bundle."""
+
+    def __init__(self, where: Loc, what: str) -> None:
+        super().__init__(what)
+        self.problem = Problem(where, what)
+
+
+def _policy_error(
+    problems: Sequence[Problem], path: Path | str = "", lines: Mapping[Loc, int] | None = None
+) -> PolicyError:
+    first = _placed(problems[0], path, lines or {}) if path else str(problems[0])
+    more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+    return PolicyError(f"{first}{more}", tuple(problems))
+
+
+def _bound_tier(
+    at: Loc,
+    tier: Tier,
+    targets: Sequence[str],
+    threshold: float,
+    bars: Mapping[float, float],
+    knows_steps: bool,
+) -> Tier:
+    if tier.predict is None:
+        return tier
+    modes = {
+        mode: ModePrediction(predict=_bound_bar((*at, "modes", mode, "predict"), choice.predict, bars))
+        if isinstance(choice, ModePrediction)
+        else choice
+        for mode, choice in tier.modes.items()
+    }
+    predict = _bound((*at, "predict"), tier.predict, targets, threshold, bars, knows_steps)
+    return tier.model_copy(update={"predict": predict, "modes": modes})
+
+
+def _bound_bar(at: Loc, bar: Bar, bars: Mapping[float, float]) -> Bar:
+    return bar if bar.quality is None else Bar(threshold=_threshold_for(at, bar.quality, bars))
+
+
+def _threshold_for(at: Loc, quality: float, bars: Mapping[float, float]) -> float:
+    found = next((threshold for held, threshold in bars.items() if abs(held - quality) < 1e-9), None)
+    if found is None:
+        held = ", ".join(f"{bar:g}" for bar in sorted(bars)) or "none"
+        raise _Misfit(
+            (*at, "quality"),
+            f"the bundle holds no threshold for {quality:g} (it holds {held}); make one: "
+            f"router-train tune BUNDLE DATASET --quality {quality:g} --write-bar",
+        )
+    return found
+
+
+def _bound(
+    at: Loc,
+    predict: Predict,
+    targets: Sequence[str],
+    threshold: float,
+    bars: Mapping[float, float],
+    knows_steps: bool,
+) -> Predict:
     if predict.targets:
         missing = [name for name in targets if name not in predict.targets]
         unknown = [name for name in predict.targets if name not in targets]
         if missing or unknown:
-            raise PolicyError(
-                f"tiers.{tier}.predict.targets: the bundle predicts {', '.join(targets)}; "
-                + (f"no target is named for {missing[0]}" if missing else f"{unknown[0]} is not one of them")
+            raise _Misfit(
+                (*at, "targets"),
+                f"the bundle predicts {', '.join(targets)}; "
+                + (f"no target is named for {missing[0]}" if missing else f"{unknown[0]} is not one of them"),
             )
         mapping = {name: predict.targets[name] for name in targets}
     elif len(targets) == 2:
@@ -333,15 +602,19 @@ def _bound(tier: str, predict: Predict, targets: Sequence[str], threshold: float
         assert predict.strong is not None
         mapping = {targets[0]: predict.weak, targets[1]: predict.strong}
     else:
-        raise PolicyError(
-            f"tiers.{tier}.predict: the bundle predicts {len(targets)} targets ({', '.join(targets)}); "
-            "name one for each under targets"
+        raise _Misfit(
+            at,
+            f"the bundle predicts {len(targets)} targets ({', '.join(targets)}); name one for each under targets",
         )
-    in_force = predict.threshold if predict.threshold is not None else threshold
+    if predict.quality is not None:
+        in_force = _threshold_for(at, predict.quality, bars)
+    else:
+        in_force = predict.threshold if predict.threshold is not None else threshold
     flagged_to = mapping[targets[-1]] if predict.unknown == STRONG else predict.unknown
     if predict.names_strong and STRONG in mapping.values() and flagged_to != STRONG:
-        raise PolicyError(
-            f"tiers.{tier}.predict.unknown: {STRONG} is a target of the tier too, but not its dearest, {flagged_to}; rename it"
+        raise _Misfit(
+            (*at, "unknown"),
+            f"{STRONG} is a target of the tier too, but not its dearest, {flagged_to}; rename it",
         )
     return Predict(
         targets=mapping,
@@ -349,12 +622,18 @@ def _bound(tier: str, predict: Predict, targets: Sequence[str], threshold: float
         quality_per_dollar=predict.quality_per_dollar,
         tokens=predict.tokens,
         unknown=flagged_to,
+        tool_results=predict.tool_results or ("predict" if knows_steps else "stay"),
     )
 
 
 def default_policy_path() -> Path:
     """The policy that the package carries: two echo targets, no key needed."""
     return Path(str(resources.files("router").joinpath("default_policy.yaml")))
+
+
+def example_policy_path() -> Path:
+    """A policy with public models and their prices to start one's own from: every field, explained."""
+    return Path(str(resources.files("router").joinpath("example_policy.yaml")))
 
 
 def load_policy(path: Path) -> Policy:
@@ -368,25 +647,43 @@ def load_policy(path: Path) -> Policy:
         It is not valid; the message names file, line and key.
     """
     try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError:
-        raise PolicyError(f"{path}: not a text file in UTF-8") from None
+        content = path.read_bytes()
     except OSError as error:
         raise UsageError(f"{path}: no policy can be read there ({error.strerror})") from None
-    document, lines = _parse_json(text, path) if path.suffix == ".json" else _parse_yaml(text, path)
+    return parse_policy(content, path)
+
+
+def parse_policy(content: bytes, path: Path | str) -> Policy:
+    """Check what stands in a policy file; ``path`` says where it is from, in messages and by its suffix.
+
+    Raises
+    ------
+    PolicyError
+        It is not valid; the message names file, line and key.
+    """
+    try:
+        text = content.decode("utf-8")
+    except UnicodeDecodeError:
+        raise PolicyError(f"{path}: not a text file in UTF-8") from None
+    problems: list[Problem] = []
+    document, lines = _read(text, path, problems)
     if not isinstance(document, dict):
         raise PolicyError(f"{path}: a policy is a mapping that starts with 'version: 1'")
     try:
         policy = Policy.model_validate(document)
     except ValidationError as error:
-        problems = [(tuple(item["loc"]), _words(item)) for item in error.errors(include_url=False)]
-    else:
-        problems = list(_wrong_references(policy))
+        problems += [Problem(tuple(item["loc"]), _words(item)) for item in error.errors(include_url=False)]
+        raise _policy_error(problems, path, lines) from None
+    problems += [Problem(where, what) for where, what in _wrong_references(policy)]
     if problems:
-        where, what = problems[0]
-        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-        raise PolicyError(f"{_place(path, where, lines)}: {what}{more}")
+        raise _policy_error(problems, path, lines)
     return policy
+
+
+def placed(problems: Iterable[Problem], content: bytes, path: Path | str) -> list[str]:
+    """Problems of a policy as lines for a person: file, line, key, and what is wrong; ``content`` can be read."""
+    _, lines = _read(content.decode("utf-8"), path, [])
+    return [_placed(problem, path, lines) for problem in problems]
 
 
 def printable(text: str, limit: int = 64) -> str:
@@ -395,20 +692,30 @@ def printable(text: str, limit: int = 64) -> str:
     return shown + ("…" if len(text) > limit else "")
 
 
-Loc = tuple[int | str, ...]
-
-
-def _parse_json(text: str, path: Path) -> tuple[Any, dict[Loc, int]]:
+def _read(text: str, path: Path | str, problems: list[Problem]) -> tuple[Any, dict[Loc, int]]:
+    """What a policy's text holds, and the line of every key; a key that stands twice is a problem."""
+    if not str(path).endswith(".json"):
+        return _parse_yaml(text, path, problems)
     try:
-        return json.loads(text), {}
+        document = json.loads(text)
     except ValueError as error:
         raise PolicyError(f"{path}: not valid JSON ({error})") from None
+    except RecursionError:
+        raise PolicyError(f"{path}: not valid JSON (nested too deeply)") from None
+    try:  # JSON is YAML, nearly always
+        return document, _parse_yaml(text, path, problems)[1]
+    except PolicyError:
+        return document, {}
 
 
-def _parse_yaml(text: str, path: Path) -> tuple[Any, dict[Loc, int]]:
+def _parse_yaml(text: str, path: Path | str, problems: list[Problem]) -> tuple[Any, dict[Loc, int]]:
+    # Not libyaml's loader, faster as it is: it holds up all other threads, words errors in its own way, takes what
+    # this one refuses, and a few thousand brackets in one another end the process.
     try:
-        lines = dict(_lines(yaml.compose(text, Loader=yaml.SafeLoader), path))
-        return yaml.safe_load(text), lines
+        loader = yaml.SafeLoader(text)
+        node = loader.get_single_node()
+        lines = dict(_lines(node, path, problems))
+        return (None if node is None else loader.construct_document(node)), lines
     except yaml.MarkedYAMLError as error:
         line = f"{error.problem_mark.line + 1}: " if error.problem_mark else " "
         raise PolicyError(f"{path}:{line}not valid YAML ({error.problem})") from None
@@ -416,36 +723,53 @@ def _parse_yaml(text: str, path: Path) -> tuple[Any, dict[Loc, int]]:
         raise PolicyError(f"{path}: not valid YAML ({str(error).splitlines()[0]})") from None
 
 
-def _lines(node: yaml.Node | None, path: Path, at: Loc = ()) -> Iterator[tuple[Loc, int]]:
-    """The line of every key. YAML lets a key stand twice and takes the last: here that is an error."""
+def _lines(node: yaml.Node | None, path: Path | str, problems: list[Problem]) -> Iterator[tuple[Loc, int]]:
+    """The line of every key, anchors written out; too many of them are an error."""
+    for count, found in enumerate(_lines_at(node, problems, ())):
+        if count == _MOST_NODES:
+            raise PolicyError(f"{path}: over {_MOST_NODES:,} keys and items; a policy holds fewer")
+        yield found
+
+
+def _lines_at(node: yaml.Node | None, problems: list[Problem], at: Loc) -> Iterator[tuple[Loc, int]]:
+    """YAML lets a key stand twice and takes the last: here that is a problem."""
     if isinstance(node, yaml.MappingNode):
         seen: dict[str, int] = {}
         for key, value in node.value:
             line = key.start_mark.line + 1
             name = str(key.value)
             if name in seen:
-                place = printable(".".join(map(str, (*at, name))), 200)
-                raise PolicyError(f"{path}:{line}: {place} is there already, on line {seen[name]}")
+                problems.append(Problem((*at, name), f"is there already, on line {seen[name]}"))
             seen[name] = line
             yield (*at, name), line
-            yield from _lines(value, path, (*at, name))
+            yield from _lines_at(value, problems, (*at, name))
     elif isinstance(node, yaml.SequenceNode):
         for index, item in enumerate(node.value):
             yield (*at, index), item.start_mark.line + 1
-            yield from _lines(item, path, (*at, index))
+            yield from _lines_at(item, problems, (*at, index))
 
 
-def _place(path: Path, where: Loc, lines: Mapping[Loc, int]) -> str:
-    # pydantic marks a wrong key of a mapping with "[key]"; a reader needs the key alone.
-    keys = tuple(key for key in where if key != "[key]")
+def _placed(problem: Problem, path: Path | str, lines: Mapping[Loc, int]) -> str:
+    keys = tuple(key for key in problem.where if key not in _MARKS)
     known = next((keys[:n] for n in range(len(keys), 0, -1) if keys[:n] in lines), None)
-    line = f":{lines[known]}" if known else ""
-    return f"{path}{line}" + (f": {printable('.'.join(map(str, keys)), 200)}" if keys else "")
+    return f"{path}{f':{lines[known]}' if known else ''}: {problem}"
 
 
 _KEYS = frozenset(
     field
-    for section in (Policy, Target, Prices, Predict, Tokens, Tier, Limits, Server)
+    for section in (
+        Policy,
+        Target,
+        Prices,
+        Predict,
+        Tokens,
+        Tier,
+        Bar,
+        ModePrediction,
+        StepRule,
+        Limits,
+        Server,
+    )
     for field in section.model_fields
 )
 _WORDS = {
@@ -470,18 +794,23 @@ def _words(problem: Any) -> str:
 def _wrong_references(policy: Policy) -> Iterator[tuple[Loc, str]]:
     """What names something that is not there, or names one thing twice."""
     targets = ", ".join(policy.targets)
-    if PREDICT in policy.targets:
-        yield ("targets", PREDICT), f"{PREDICT} is a word of the tiers; give the target another name"
+    for word, meaning in ((PREDICT, "a word of the tiers"), (STAY, "a word of the steps")):
+        if word in policy.targets:
+            yield ("targets", word), f"{word} is {meaning}; give the target another name"
     if AUTO in policy.targets:
         yield ("targets", AUTO), f"{AUTO} stands for the default tier; give the target another name"
+    yield from _wrong_steps(policy, ("steps",), policy.steps)
     for name, tier in policy.tiers.items():
         at: Loc = ("tiers", name)
         if name in policy.targets:
             yield at, "is the name of a target too"
-        if tier.predict is None and tier.uses_prediction():
-            key = "default" if tier.default == PREDICT else "modes"
-            yield (*at, key), f"says {PREDICT}, but the tier has no predict section; name a target"
-        chosen: list[tuple[Loc, str]] = [(("modes", mode), target) for mode, target in tier.modes.items()]
+        if tier.predict is None:
+            what = f"says {PREDICT}, but the tier has no predict section; name a target"
+            yield from (((*at, *where), what) for where in tier.predicts())
+        yield from _wrong_steps(policy, (*at, "steps"), tier.steps)
+        chosen: list[tuple[Loc, str]] = [
+            (("modes", mode), choice) for mode, choice in tier.modes.items() if isinstance(choice, str)
+        ]
         chosen.append((("default",), tier.default))
         chosen += [(("predict",), target) for target in (tier.predict.named() if tier.predict else ())]
         for where, target in chosen:
@@ -516,3 +845,10 @@ def _wrong_references(policy: Policy) -> Iterator[tuple[Loc, str]]:
             yield ("aliases", alias), "is the name of a target or a tier already"
         elif policy._address(name) is None:
             yield ("aliases", alias), f"{name} is no target, tier or tier:mode"
+
+
+def _wrong_steps(policy: Policy, at: Loc, rules: Sequence[StepRule]) -> Iterator[tuple[Loc, str]]:
+    for index, rule in enumerate(rules):
+        if rule.to not in (PREDICT, STAY, *policy.targets):
+            targets = ", ".join(policy.targets)
+            yield (*at, index, "to"), f"{rule.to} is none of {PREDICT}, {STAY} and the targets, {targets}"

@@ -190,7 +190,17 @@ class Predictor:
     @property
     def threshold(self) -> float:
         """The bundle's own threshold."""
-        return self.manifest.thresholds["default"].value
+        return self.manifest.threshold
+
+    @property
+    def bars(self) -> dict[float, float]:
+        """Share of the best target's quality → the bundle's threshold for it."""
+        return self.manifest.bars
+
+    @property
+    def knows_steps(self) -> bool:
+        """Whether it was trained on requests that end in a tool's result."""
+        return self.manifest.knows_steps
 
     def predict(self, prompts: Sequence[Prompt]) -> Prediction:
         """Predict for n prompts; one call of the encoder a prompt."""
@@ -274,8 +284,11 @@ def _find_encoder(manifest: Manifest, path: Path, encoders: Path | None) -> Enco
 
 
 def prepare(arrays: Arrays) -> dict[str, Array]:
-    """Arrays as they are computed with: half precision is a storage form only."""
-    return {k: v.astype(np.float32) if v.dtype == np.float16 else v for k, v in arrays.items()}
+    """Arrays as they are computed with: half precision is a storage form only, and what every prediction needs is there."""
+    ready = {k: v.astype(np.float32) if v.dtype == np.float16 else v for k, v in arrays.items()}
+    if "kernel.centres" in ready:
+        ready["kernel.squared"] = (ready["kernel.centres"] * ready["kernel.centres"]).sum(axis=1)
+    return ready
 
 
 def predict(features: Features, arrays: Arrays, targets: tuple[str, ...], parts: Sequence[str]) -> Prediction:
@@ -415,9 +428,13 @@ def kernel_inputs(features: Features, arrays: Arrays) -> NDArray[np.float32]:
     return np.hstack([dense, direction * EMBEDDING_SCALE]).astype(np.float32)
 
 
-def kernel(x: NDArray[np.float32], centres: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Gaussian kernel between n and m rows, shape (n, m)."""
-    squared = (x * x).sum(axis=1)[:, None] + (centres * centres).sum(axis=1) - 2.0 * (x @ centres.T)
+def kernel(
+    x: NDArray[np.float32], centres: NDArray[np.float32], centres_squared: NDArray[np.float32] | None = None
+) -> NDArray[np.float32]:
+    """Gaussian kernel between n and m rows, shape (n, m); the squared lengths of the m may be given."""
+    if centres_squared is None:
+        centres_squared = (centres * centres).sum(axis=1)
+    squared = (x * x).sum(axis=1)[:, None] + centres_squared - 2.0 * (x @ centres.T)
     similarity: NDArray[np.float32] = np.exp(-KERNEL_WIDTH * np.maximum(squared, 0.0))
     return similarity
 
@@ -425,8 +442,10 @@ def kernel(x: NDArray[np.float32], centres: NDArray[np.float32]) -> NDArray[np.f
 def _kernel(features: Features, arrays: Arrays) -> Floats:
     x, centres = kernel_inputs(features, arrays), arrays["kernel.centres"]
     result = np.empty((len(x), arrays["kernel.coef"].shape[1]))
+    squared = arrays.get("kernel.squared")
     for start in range(0, len(x), 4096):  # bounds memory at 4096 × centres
-        result[start : start + 4096] = kernel(x[start : start + 4096], centres) @ arrays["kernel.coef"]
+        rows = slice(start, start + 4096)
+        result[rows] = kernel(x[rows], centres, squared) @ arrays["kernel.coef"]
     total: Floats = result + arrays["kernel.intercept"]
     return total
 
@@ -440,15 +459,16 @@ def tree_inputs(features: Features, arrays: Arrays) -> Floats:
 def _trees(features: Features, arrays: Arrays) -> Floats:
     inputs = tree_inputs(features, arrays)
     feature, threshold = arrays["trees.feature"], arrays["trees.threshold"]
-    children, value = arrays["trees.children"], arrays["trees.value"]
+    children, value = arrays["trees.children"].ravel(), arrays["trees.value"]
     roots = arrays["trees.root"]  # (T, K), -1 where a target has fewer trees
     present = roots >= 0
     node = np.broadcast_to(np.maximum(roots, 0).ravel(), (len(inputs), roots.size))
-    rows = np.arange(len(inputs))[:, None]
+    # take() on flat arrays: for one prompt, indexing by pairs of arrays costs twice as much as what it fetches.
+    row = np.arange(len(inputs))[:, None] * inputs.shape[1]
     for _ in range(int(arrays["trees.depth"].item())):  # a leaf is its own child
-        goes_right = inputs[rows, feature[node]] > threshold[node]
-        node = children[node, goes_right.astype(np.int8)]
-    leaves = value[node].reshape(len(inputs), *roots.shape)
+        goes_right = inputs.take(row + feature.take(node)) > threshold.take(node)
+        node = children.take(2 * node + goes_right)
+    leaves = value.take(node).reshape(len(inputs), *roots.shape)
     total: Floats = np.where(present, leaves, 0.0).sum(axis=2) + arrays["trees.baseline"]
     return total
 

@@ -13,13 +13,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-from router.decision import Decision, RequestFacts
+from router.content import Content
+from router.decision import Decision, RequestFacts, Trail
 from router.errors import RequestError, UpstreamError
 from router.features import Prompt, prompt_from_messages, prompt_from_text
 from router.policy import MODE, Limits
 
 MODE_HEADERS = ("x-router-mode", "x-kilocode-mode")
 THRESHOLD_HEADER = "x-router-threshold"
+EXPLAIN_HEADER = "x-router-explain"
 REQUEST_ID_HEADER = "x-request-id"
 
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
@@ -48,13 +50,22 @@ class RouteRequest:
     body : dict
     many : bool
         Whether the client sent a list, and so gets one.
+    size : int
+        Bytes of the body as it came.
     """
 
     body: dict[str, Any]
     many: bool
+    size: int
 
     def __len__(self) -> int:
         return len(self.body["prompts"]) if self.many else 1
+
+    def content(self, index: int) -> Content:
+        """What the decision may read of the prompt at ``index``."""
+        if self.many:
+            return Content({**self.body, "prompts": None, "prompt": self.body["prompts"][index]})
+        return Content(self.body, self.size)
 
     def prompt(self, index: int) -> Prompt:
         """What the classifier reads of the prompt at ``index``."""
@@ -87,15 +98,27 @@ def read_route(content: bytes, limits: Limits) -> RouteRequest:
         for index, prompt in enumerate(prompts):
             if not isinstance(prompt, str):
                 wrong(f"prompts[{index}]", "must be a string")
-    return RouteRequest(body, "prompts" in body)
+    return RouteRequest(body, "prompts" in body, len(content))
 
 
-def read_facts(body: Mapping[str, Any], headers: Mapping[str, str], limits: Limits) -> RequestFacts:
+def read_facts(
+    body: Mapping[str, Any], headers: Mapping[str, str], limits: Limits, content: Content | None = None
+) -> RequestFacts:
     """What the decision needs of a body and its headers; raises :class:`RequestError`."""
     model = body.get("model")
     if model is not None and not isinstance(model, str):
         wrong("model", "must be a string")
-    return RequestFacts(model or "auto", _mode(body, headers), _threshold(headers, limits))
+    return RequestFacts(model or "auto", _mode(body, headers), _threshold(headers, limits), content)
+
+
+def wants_trail(headers: Mapping[str, str], limits: Limits) -> bool:
+    """Whether the client asks for the stages of its decision, and may have them."""
+    return limits.explain and headers.get(EXPLAIN_HEADER, "").strip().lower() in ("1", "true", "yes")
+
+
+def trail_header(trail: Trail) -> str:
+    """A decision's stages as one line of ASCII."""
+    return " | ".join(f"{stage}={outcome}" for stage, outcome in trail).encode("ascii", "replace").decode()
 
 
 def read_object(content: bytes) -> dict[str, Any]:
@@ -163,8 +186,11 @@ def request_id(headers: Mapping[str, str]) -> str | None:
     return given if _REQUEST_ID.fullmatch(given) else None
 
 
-def route_answer(decision: Decision, bundle: str | None, milliseconds: float) -> dict[str, Any]:
-    """A decision as ``/v1/route`` gives it."""
+def route_answer(
+    decision: Decision, policy: str, bundle: str | None, milliseconds: float, *, trail: bool = False
+) -> dict[str, Any]:
+    """A decision as ``/v1/route`` gives it; with its stages where these are asked for."""
+    stages = [{"stage": stage, "outcome": outcome} for stage, outcome in decision.trail]
     return {
         "target": decision.target,
         "model": decision.model,
@@ -175,8 +201,10 @@ def route_answer(decision: Decision, bundle: str | None, milliseconds: float) ->
         "reason": decision.reason,
         "tier": decision.tier,
         "mode": decision.mode,
+        "policy": policy,
         "bundle": bundle if decision.score is not None else None,
         "decision_ms": round(milliseconds, 3),
+        **({"trail": stages} if trail else {}),
     }
 
 

@@ -4,12 +4,14 @@ One order for all of them, the first that is there counts:
 
 1. the flag of the command,
 2. the environment variable (``ROUTER_POLICY``, ``ROUTER_BUNDLE``, ``ROUTER_HOST``, ``ROUTER_PORT``,
-   ``ROUTER_WORKERS``, ``ROUTER_LOG_LEVEL``),
+   ``ROUTER_WORKERS``, ``ROUTER_LOG_LEVEL``, ``ROUTER_RELOAD_SECONDS``),
 3. ``./router.yaml``,
 4. ``router.yaml`` in the user's configuration directory,
 5. what the package carries.
 
-The section ``server`` of the policy that was found so speaks for the settings that 1 and 2 left open.
+The section ``server`` of the policy that was found so speaks for the settings that 1 and 2 left open. What a policy
+may do (``ROUTER_ALLOWED_KEYS``, ``ROUTER_POLICY_ALLOW_REDIRECTS``, ``ROUTER_POLICY_ALLOW_PRIVATE``), and where the last
+good one from a URL is kept (``ROUTER_STATE_DIR``), is said by flag or variable alone.
 """
 
 from __future__ import annotations
@@ -18,30 +20,68 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import platformdirs
-from pydantic import Field, ValidationError
+from pydantic import BeforeValidator, Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from router.errors import UsageError
-from router.policy import Policy, default_policy_path, load_policy
+from router.fetch import Fetcher, Rules, check_url
+from router.policy import Policy, default_policy_path
+from router.sources import FileSource, Source, UrlSource
+from router.trust import Trust
 
 APPLICATION = "llm-difficulty-router"
 POLICY_FILE = "router.yaml"
 _PREFIX = "ROUTER_"
 
+# Seconds between two looks, where the settings say nothing: a file is at hand, a URL is somebody's server.
+_FILE_SECONDS = 1.0
+_URL_SECONDS = 30.0
+
+
+def _place(value: Any) -> Any:
+    """A policy's place as it was written: a URL stays one, all else is a path."""
+    return Path(value) if isinstance(value, str) and "://" not in value else value
+
+
+Place = Annotated[str | Path, BeforeValidator(_place)]
 LogLevel = Literal["debug", "info", "warning", "error"]
 
 
 class Settings(BaseSettings):
-    """Flags and environment variables, checked."""
+    """Flags and environment variables, checked.
+
+    Attributes
+    ----------
+    policy : Path or str
+        A file, or a URL.
+    reload_seconds : float or None
+        How often policy and bundle are looked at again; 0 is never. Every second otherwise, a URL every 30.
+    allowed_keys : str or None
+        See :mod:`router.trust`. Where it is None, a policy from a file may name any key, one from a URL none.
+    policy_allow_redirects, policy_allow_private : bool
+        See :class:`router.fetch.Rules`.
+    state_dir : Path or None
+        Where policies from URLs are kept; in the user's state directory otherwise.
+    """
 
     model_config = SettingsConfigDict(env_prefix=_PREFIX, frozen=True)
 
-    policy: Path | None = None
+    policy: Place | None = None
     bundle: Path | None = None
     host: str = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65_535)] = 8080
     workers: Annotated[int, Field(ge=1, le=256)] = 1
     log_level: LogLevel = "info"
+    reload_seconds: Annotated[float, Field(ge=0, le=86_400)] | None = None
+    allowed_keys: str | None = None
+    policy_allow_redirects: bool = False
+    policy_allow_private: bool = False
+    state_dir: Path | None = None
+
+    @property
+    def bundle_seconds(self) -> float:
+        """How often the bundle is looked at."""
+        return _FILE_SECONDS if self.reload_seconds is None else self.reload_seconds
 
     def environment(self) -> dict[str, str]:
         """The same settings as environment variables, for worker processes."""
@@ -72,17 +112,33 @@ def load_settings(**flags: Any) -> tuple[Settings, Policy]:
     """
     given = {name: value for name, value in flags.items() if value is not None}
     settings = _checked(given)
-    path = find_policy(settings)
-    policy = load_policy(path)
+    place = find_policy(settings)
+    policy = policy_source(settings).load()
     section = policy.server.model_dump(exclude_none=True)
-    if "bundle" in section:
-        section["bundle"] = path.parent / section["bundle"]
+    if "bundle" in section and isinstance(place, Path):
+        section["bundle"] = place.parent / section["bundle"]
     left_open = {name: value for name, value in section.items() if name not in settings.model_fields_set}
-    return _checked({**left_open, **given, "policy": path}), policy
+    return _checked({**left_open, **given, "policy": place}), policy
 
 
-def find_policy(settings: Settings) -> Path:
-    """The first policy file in the documented order."""
+def policy_source(settings: Settings) -> Source:
+    """Where the policy comes from by these settings; raises :class:`UsageError` where they are wrong."""
+    place = find_policy(settings)
+    allowed = settings.allowed_keys
+    seconds = settings.reload_seconds
+    if isinstance(place, Path):
+        trust = Trust(allowed) if allowed is not None else None
+        return FileSource(place, trust, _FILE_SECONDS if seconds is None else seconds)
+    rules = Rules(settings.policy_allow_redirects, settings.policy_allow_private)
+    state = settings.state_dir or platformdirs.user_state_path(APPLICATION)
+    check_url(place)
+    return UrlSource(
+        place, Trust(allowed or ""), Fetcher(rules), state, _URL_SECONDS if seconds is None else seconds
+    )
+
+
+def find_policy(settings: Settings) -> Path | str:
+    """The first policy in the documented order: a file, or the URL that a flag or a variable gives."""
     if settings.policy is not None:
         return settings.policy
     user = platformdirs.user_config_path(APPLICATION) / POLICY_FILE

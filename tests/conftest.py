@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from router.bundle import default_encoders_dir
+from router.bundle import default_encoder_dir
 from router.encoder import OnnxEncoder
 from router.features import Features
 from router.predictor import Predictor, load_predictor
@@ -48,7 +48,7 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 @pytest.fixture(scope="session")
 def encoder_dir() -> Path:
     """The encoder that comes along; not to be written to."""
-    return default_encoders_dir() / "all-MiniLM-L6-v2-3-layers-int8"
+    return default_encoder_dir()
 
 
 @pytest.fixture(scope="session")

@@ -27,6 +27,8 @@ class WordPredictor:
     name = "words@0"
     targets = ("weak", "strong")
     threshold = 0.2
+    bars: Mapping[float, float] = {}
+    knows_steps = False
 
     def predict(self, prompts: Sequence[Prompt]) -> Prediction:
         gain = np.array([[0.0, 0.4 if "hard" in prompt.text else 0.05] for prompt in prompts])

@@ -24,6 +24,7 @@ from router.bundle import (
     default_bundle_dir,
     load_bundle,
     prompt_hashes,
+    quality_bar,
     read_manifest,
     save_bundle,
     write_manifest,
@@ -499,3 +500,21 @@ def test_a_bundle_has_probes_of_every_kind(tiny_bundle: Path) -> None:
     assert any(probe.prompt.state.last_result_failed_test for probe in bundle.probes)
     assert any(len(probe.prompt.text) > 2_000 for probe in bundle.probes)
     assert {len(probe.embedding) for probe in bundle.probes} == {32}
+
+
+def test_a_bundle_of_the_first_schema_is_read(tiny_bundle: Path, tmp_path: Path) -> None:
+    path = Path(shutil.copytree(tiny_bundle, tmp_path / "first"))
+    raw = json.loads((path / MANIFEST_FILE).read_text())
+    del raw["tool_result_rows"]
+    raw["thresholds"] = {"default": raw["thresholds"]["default"]}
+    (path / MANIFEST_FILE).write_text(json.dumps({**raw, "schema_version": 1}))
+    predictor = load_predictor(path)
+    assert (predictor.knows_steps, predictor.bars) == (False, {})
+
+
+def test_names_of_thresholds_that_are_no_quality_are_left_alone(tiny_bundle: Path) -> None:
+    manifest = read_manifest(tiny_bundle)
+    one = manifest.thresholds["default"]
+    named = {"default": one, "quality-0.9": one, "quality-high": one, "previous": one}
+    assert manifest.model_copy(update={"thresholds": named}).bars == {0.9: one.value}
+    assert quality_bar(0.9) == "quality-0.9"

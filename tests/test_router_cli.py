@@ -18,6 +18,7 @@ from running import WordPredictor
 
 import router.cli
 from router import __version__
+from router.policy import load_policy
 
 ROOT = Path(__file__).parent.parent
 # Decides without a bundle, and answers without a provider.
@@ -117,6 +118,11 @@ def test_decide_reads_jsonl(run: Run) -> None:
         (["decide", "x", "--bundel", "y"], "", 2, "--bundel"),
         (["decied"], "", 2, "decied"),
         (["serve", "--policy", "none.yaml"], "", 2, "none.yaml: no policy can be read there"),
+        (["serve", "--policy", "http://example.com/p.yaml"], "", 2, "http is for loopback addresses"),
+        (["serve", "--policy", "ftp://example.com/p.yaml"], "", 2, "a policy comes from a file, https"),
+        (["serve", "--policy", "http://127.0.0.1:9/p.yaml"], "", 1, "no earlier policy from there is kept"),
+        (["serve", "--allow-key", "MY_KEY"], "", 2, "say where that key may be sent, as MY_KEY@HOST"),
+        (["serve", "--reload-seconds", "-1"], "", 2, "--reload-seconds: "),
         (["serve", "--port", "99999"], "", 2, "--port: "),
         (["serve", "--port", "x"], "", 2, "--port"),
         (["serve", "--workers", "0"], "", 2, "--workers: "),
@@ -203,6 +209,33 @@ def ended(process: subprocess.Popen[str]) -> str:
     return errors
 
 
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="there is no SIGHUP")
+def test_sighup_reloads_in_every_worker(tmp_path: Path) -> None:
+    policy = tmp_path / "router.yaml"
+    policy.write_text(POLICY)
+    process, url, _ = started(tmp_path, "--workers", "2", "--reload-seconds", "0")
+    try:
+
+        def versions(requests: int) -> set[str]:
+            # A connection each, so that both workers get some.
+            answers = [httpx.post(f"{url}/v1/route", json={"prompt": "x"}) for _ in range(requests)]
+            return {answer.headers["x-router-policy"] for answer in answers}
+
+        before = versions(1)
+        policy.write_text(POLICY + "limits: {prompts: 7}\n")
+        after = load_policy(policy).hash
+        assert after not in before
+        deadline = time.monotonic() + 30
+        # A worker that is still starting does not hear it.
+        while versions(20) != {after}:
+            process.send_signal(signal.SIGHUP)
+            assert time.monotonic() < deadline
+            time.sleep(0.5)
+    finally:
+        errors = ended(process)
+    assert f"policy: {after} is in force now" in errors
+
+
 def test_serve(tmp_path: Path) -> None:
     (tmp_path / "router.yaml").write_text(POLICY)
     process, url, greeting = started(tmp_path)
@@ -223,3 +256,112 @@ def test_serve(tmp_path: Path) -> None:
     lines = errors.strip().splitlines()
     assert len(lines) == 1, errors  # no line for /healthz, and no traceback at the end
     assert "POST /v1/chat/completions 200" in lines[0]
+
+
+BROKEN = """\
+version: 1
+targets: {cheap: {echo: true}, top: {model: openai/x, timeout: 0}}
+tiers: {auto: {modes: {plan: top}, default: cheap, qqqq: 1}}
+default_tier: auto
+"""
+
+
+def test_policy_check_tells_every_error_with_its_line(run: Run) -> None:
+    Path("p.yaml").write_text(BROKEN)
+    status, out, err = run("policy", "check", "p.yaml")
+    assert (status, out) == (1, "")
+    assert err.splitlines() == [
+        "p.yaml:2: targets.top.timeout: input should be greater than 0",
+        "p.yaml:3: tiers.auto.qqqq: unknown key",
+    ]
+    Path("p.yaml").write_text("version: 1\ntargets: [")
+    status, _, err = run("policy", "check", "p.yaml")
+    assert status == 1
+    assert err.startswith("p.yaml:2: not valid YAML")
+
+
+def test_policy_check_says_what_a_policy_means(run: Run) -> None:
+    Path("p.yaml").write_text(POLICY)
+    status, out, err = run("policy", "check", "p.yaml")
+    assert (status, err) == (0, "")
+    assert "p.yaml: valid, version " in out
+    for line in (
+        "  target   top: openai/x, no prices, no window declared",
+        "  tier     auto (the default tier): cheap without a mode",
+        "             plan: top",
+        "             any other mode: cheap",
+        "  warning  TEST_KEY_THAT_IS_NOT_SET is not set: requests to top will be answered with 401",
+        "  warning  no prices for top: their requests cost nothing by the metrics",
+    ):
+        assert line in out.splitlines()
+
+
+def test_policy_check_looks_at_the_bundle_too(run: Run, ladder_bundle: Path) -> None:
+    text = run("policy", "example")[1].replace("quality: 0.95\n", "quality: 0.5\n")
+    Path("p.yaml").write_text(text)
+    line = 1 + text.splitlines().index("      quality: 0.5")
+    status, out, err = run("policy", "check", "p.yaml")
+    assert (status, out) == (1, "")
+    assert err.startswith(f"p.yaml:{line}: tiers.top.predict.quality: the bundle holds no threshold for 0.5")
+    Path("p.yaml").write_text(text.replace("quality: 0.5\n", "quality: 0.95\n"))
+    assert run("policy", "check", "p.yaml")[0] == 0
+    status, _, err = run("policy", "check", "p.yaml", "--bundle", str(ladder_bundle))
+    assert status == 1
+    assert "tiers.top.predict: the bundle predicts 3 targets (low, mid, high)" in err
+
+
+def test_policy_check_of_nothing_is_a_wrong_call(run: Run) -> None:
+    status, _, err = run("policy", "check", "none.yaml")
+    assert (status, err) == (
+        2,
+        "router: none.yaml: no policy can be read there (No such file or directory)\n",
+    )
+
+
+PREDICTS = """\
+version: 1
+targets: {cheap: {echo: true}, top: {model: openai/x, context_window: 9000}}
+tiers: {auto: {predict: {weak: cheap, strong: top}, modes: {plan: top}}}
+default_tier: auto
+limits: {threshold_override: true}
+"""
+
+
+def test_explain_tells_the_stages(run: Run) -> None:
+    Path("router.yaml").write_text(PREDICTS)
+    Path("r.json").write_text(json.dumps({"messages": [{"role": "user", "content": "a hard one"}]}))
+    status, out, err = run("explain", "r.json")
+    assert (status, err) == (0, "")
+    lines = out.splitlines()
+    assert lines[1] == "bundle   words@0"
+    assert lines[-1] == "→ top (openai/x), reason predicted"
+    assert "1. model       auto is tier auto" in lines
+    assert "3. prediction  score 0.4 is over threshold 0.2: top" in lines
+    answer = json.loads(run("explain", "--json", "--header", "X-Router-Mode=plan", "r.json")[1])
+    assert (answer["reason"], answer["mode"], answer["score"]) == ("signal", "plan", None)
+    assert answer["trail"][1] == {"stage": "mode", "outcome": "plan: top"}
+    raised = run("explain", "--header", "x-router-threshold=0.5", "-", stdin='{"prompt": "a hard one"}')[1]
+    assert "score 0.4 is not over threshold 0.5: cheap" in raised
+
+
+@pytest.mark.parametrize(
+    ("arguments", "stdin", "status", "message"),
+    [
+        (["explain", "none.json"], "", 2, "none.json: no request can be read there"),
+        (["explain", "-"], "{", 1, "The body is not valid JSON"),
+        (["explain", "-"], '{"prompts": ["x"]}', 2, "one prompt at a time"),
+        (["explain", "-"], '{"prompt": "x", "model": "y"}', 1, "The model 'y' does not exist"),
+        (["explain", "-", "--header", "x"], '{"prompt": "x"}', 2, "--header x: expected NAME=VALUE"),
+        (["explain", "-", "--header", "x-router-mode=a b"], '{"prompt": "x"}', 1, "'x-router-mode' must be"),
+        (["explain", "-", "--policy", "none.yaml"], '{"prompt": "x"}', 2, "none.yaml: no policy"),
+        (["explain", "-"], json.dumps({"prompt": "hard " * 9000}), 1, "has a context window of 9,000 tokens"),
+    ],
+)
+def test_explain_of_what_is_wrong_is_one_line(
+    run: Run, arguments: list[str], stdin: str, status: int, message: str
+) -> None:
+    Path("router.yaml").write_text(PREDICTS)
+    code, out, err = run(*arguments, stdin=stdin)
+    assert (code, out) == (status, "")
+    assert err.count("\n") == 1
+    assert message in err

@@ -1,12 +1,30 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
+from typing import Any, get_args
 
 import pytest
+import yaml
+from pydantic import BaseModel
 
+from router.bundle import default_bundle_dir, read_manifest
 from router.errors import PolicyError, UsageError
-from router.policy import Address, Policy, Prices, Target, default_policy_path, load_policy
+from router.gateway import bound
+from router.policy import (
+    Address,
+    Limits,
+    ModePrediction,
+    Policy,
+    Prices,
+    Target,
+    Tokens,
+    default_policy_path,
+    example_policy_path,
+    load_policy,
+    placed,
+)
 
 WHOLE = """\
 version: 1
@@ -111,7 +129,8 @@ def test_auto_is_the_default_tier_whatever_its_name(tmp_path: Path) -> None:
 
 
 def test_names_leave_out_patterns(whole: Policy) -> None:
-    assert whole.names() == ["auto", "balanced", "cheap", "frontier", "local", "gpt-4o", "mini"]
+    with_mode = ["balanced:plan", "balanced:commit", "balanced:code"]
+    assert whole.names() == ["auto", "balanced", "cheap", "frontier", "local", *with_mode, "gpt-4o", "mini"]
 
 
 def test_bound_to_a_bundle(whole: Policy) -> None:
@@ -212,7 +231,7 @@ def test_cost_counts_cached_tokens_at_their_own_prices() -> None:
         ("mini: cheap", "local: cheap", r":21: aliases\.local: is the name of a target or a tier already$"),
         ("  local:", "  predict:", r":15: targets\.predict: predict is a word of the tiers"),
         ("  local:", "  balanced:", r"tiers\.balanced: is the name of a target too$"),
-        ("  local:", "  cheap:", r":15: targets\.cheap is there already, on line 3$"),
+        ("  local:", "  cheap:", r":15: targets\.cheap: is there already, on line 3$"),
         ("  local:", '  "a b":', r":15: targets\.a b: may not be written so"),
         ("  local:", '  "x\\r\\ny":', r"may not be written so"),
         ("port: 9000", "port: 99999", r":23: server\.port: "),
@@ -309,3 +328,216 @@ def test_the_bundle_knows_which_target_is_the_dearest(hi: str, lo: str, raises: 
 def test_keys_do_not_stand_in_the_policy(headers: object) -> None:
     with pytest.raises(ValueError, match="extra_headers"):
         Target.model_validate({"model": "openai/x", "params": {"extra_headers": headers}})
+
+
+TIERED = """\
+version: 1
+targets:
+  a: {model: p/a, prices: {input: 1, output: 1}}
+  b: {model: p/b}
+  c: {model: p/c, prices: {input: 0.5, output: 9}}
+  d: {model: p/d, prices: {input: 3, output: 3}}
+  e: {model: p/e}
+tiers:
+  t:
+    predict: {weak: a, strong: d, quality: 0.95}
+    modes: {x: a, y: predict, z: {predict: {quality: 0.9}}, v: {predict: {threshold: 0.2}}}
+    default: a
+    steps:
+      - {kind: read, to: a}
+      - {tool: "x*", kind: [run, web], larger_than: 5, error: true, to: stay}
+  u: {modes: {x: b}, default: b}
+default_tier: t
+steps:
+  - {failed_test: true, to: predict}
+"""
+
+
+def test_modes_with_a_bar_of_their_own(tmp_path: Path) -> None:
+    policy = load_policy(written(tmp_path, TIERED))
+    bound = policy.bound_to(("weak", "strong"), 0.3, bars={0.95: 0.1, 0.9: 0.15}).tiers["t"]
+    assert bound.predict is not None
+    assert bound.predict.threshold == 0.1
+    own = {mode: c.predict.threshold for mode, c in bound.modes.items() if isinstance(c, ModePrediction)}
+    assert own == {"z": 0.15, "v": 0.2}
+    assert bound.modes["x"] == "a"
+    rules = policy.tiers["t"].steps
+    assert (rules[0].kind, rules[1].tool, rules[1].kind) == (("read",), ("x*",), ("run", "web"))
+    assert policy.uses_prediction()
+
+
+def test_a_bar_that_the_bundle_does_not_hold_is_one_line_with_the_command(tmp_path: Path) -> None:
+    policy = load_policy(written(tmp_path, TIERED))
+    with pytest.raises(PolicyError) as caught:
+        policy.bound_to(("weak", "strong"), 0.3, bars={0.95: 0.1})
+    assert str(caught.value) == (
+        "tiers.t.modes.z.predict.quality: the bundle holds no threshold for 0.9 (it holds 0.95); make one: "
+        "router-train tune BUNDLE DATASET --quality 0.9 --write-bar"
+    )
+    lines = placed(caught.value.problems, TIERED.encode(), "p.yaml")
+    assert lines[0].startswith("p.yaml:11: tiers.t.modes.z.predict.quality: the bundle")
+
+
+def test_policies_of_every_tier_that_does_not_fit_are_told(tmp_path: Path) -> None:
+    text = TIERED.replace("u: {modes", "u: {predict: {targets: {weak: a}}, modes")
+    with pytest.raises(PolicyError, match=r"\(and 1 more\)$") as caught:
+        load_policy(written(tmp_path, text)).bound_to(("weak", "strong"), 0.3)
+    assert [problem.key for problem in caught.value.problems] == [
+        "tiers.t.modes.z.predict.quality",
+        "tiers.u.predict.targets",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        (
+            "quality: 0.95}",
+            "quality: 0.95, threshold: 0}",
+            r":10: tiers\.t\.predict: quality and threshold are two",
+        ),
+        ("quality: 0.95}", "quality: 95}", r":10: tiers\.t\.predict\.quality: "),
+        ("{quality: 0.9}", "{}", r":11: tiers\.t\.modes\.z\.predict: give one of threshold and quality$"),
+        ("{quality: 0.9}", "{qualty: 0.9}", r":11: tiers\.t\.modes\.z\.predict.*(unknown key|give one)"),
+        ("y: predict", "y: [a]", r":11: tiers\.t\.modes\.y: must be text$"),
+        ("kind: read", "kind: reed", r":14: tiers\.t\.steps\.0\.kind\.0: input should be 'read', 'edit'"),
+        ("kind: read, to: a", "kind: read", r":14: tiers\.t\.steps\.0\.to: is missing$"),
+        (
+            "kind: read, to: a",
+            "kind: read, to: aa",
+            r":14: tiers\.t\.steps\.0\.to: aa is none of predict, stay and",
+        ),
+        ("to: predict", "to: f", r":19: steps\.0\.to: f is none of"),
+        (
+            "default: b}",
+            "default: b, unknown_mode: predict}",
+            r":16: tiers\.u\.unknown_mode: says predict, but the",
+        ),
+        (
+            "default: b}",
+            "default: b, steps: [{to: predict}]}",
+            r":16: tiers\.u\.steps\.0\.to: says predict, but the",
+        ),
+        (
+            "modes: {x: b}",
+            "modes: {x: {predict: {threshold: 0}}}",
+            r":16: tiers\.u\.modes\.x: says predict, but the",
+        ),
+        ("  e:", "  stay:", r":7: targets\.stay: stay is a word of the steps"),
+    ],
+)
+def test_what_is_wrong_with_modes_and_steps(tmp_path: Path, old: str, new: str, message: str) -> None:
+    assert old in TIERED
+    with pytest.raises(PolicyError, match=message):
+        load_policy(written(tmp_path, TIERED.replace(old, new, 1)))
+
+
+def test_a_rule_of_the_policy_needs_a_bundle_where_a_tier_can_predict(tmp_path: Path) -> None:
+    text = TIERED.replace("y: predict, z: {predict: {quality: 0.9}}, v: {predict: {threshold: 0.2}}", "y: a")
+    policy = load_policy(written(tmp_path, text))
+    assert not policy.tiers["t"].uses_prediction()
+    assert policy.uses_prediction()  # by steps.0
+    assert not load_policy(written(tmp_path, text.replace("to: predict", "to: a"))).uses_prediction()
+
+
+@pytest.mark.parametrize(
+    ("name", "tokens", "above"),
+    [
+        ("a", (1000, 0), ["d", "b", "e"]),  # c costs less for so much input
+        ("a", (0, 1000), ["d", "c", "b", "e"]),
+        ("d", (1000, 0), ["e"]),
+        ("b", (1000, 0), ["c", "d", "e"]),  # without prices: those below it in the policy
+        ("e", (1000, 0), []),
+    ],
+)
+def test_what_is_above_a_target(tmp_path: Path, name: str, tokens: tuple[int, int], above: list[str]) -> None:
+    policy = load_policy(written(tmp_path, TIERED))
+    assert policy.dearer(name, Tokens(input=tokens[0], output=tokens[1])) == above
+
+
+def test_names_have_every_tier_with_every_mode(tmp_path: Path) -> None:
+    policy = load_policy(written(tmp_path, TIERED))
+    with_mode = [f"{tier}:{mode}" for tier in ("auto", "t") for mode in "xyzv"] + ["u:x"]
+    assert policy.names() == ["auto", "t", "u", *"abcde", *with_mode]
+    for name in policy.names():
+        assert policy.find(name) is not None
+
+
+def test_all_problems_are_told_with_their_lines(tmp_path: Path) -> None:
+    text = (
+        TIERED.replace("  c:", "  a:")
+        .replace("kind: read", "kind: reed")
+        .replace("default: b", "default: []")
+    )
+    with pytest.raises(PolicyError, match=r"\(and 2 more\)$") as caught:
+        load_policy(written(tmp_path, text))
+    lines = placed(caught.value.problems, text.encode(), "p.yaml")
+    assert [line.split(": ")[0] for line in lines] == ["p.yaml:5", "p.yaml:14", "p.yaml:16"]
+    assert "targets.a: is there already, on line 3" in lines[0]
+
+
+def test_problems_of_json_have_lines_too(tmp_path: Path, whole: Policy) -> None:
+    document = whole.model_dump(mode="json", exclude_unset=True) | {"surprise": 1}
+    text = json.dumps(document, indent=1)
+    with pytest.raises(PolicyError, match=r"p\.json:\d+: surprise: unknown key") as caught:
+        load_policy(written(tmp_path, text, "p.json"))
+    line = placed(caught.value.problems, text.encode(), "p.json")[0].split(":")[1]
+    assert '"surprise"' in text.splitlines()[int(line) - 1]
+
+
+def sections(of: Any = Policy, found: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Every section that a policy can hold, by the name of its class."""
+    found = {} if found is None else found
+    if isinstance(of, type) and issubclass(of, BaseModel) and of.__name__ not in found:
+        found[of.__name__] = of
+        for field in of.model_fields.values():
+            sections(field.annotation, found)
+    for part in get_args(of):
+        sections(part, found)
+    return found
+
+
+def test_the_sections_are_found() -> None:
+    assert {"Policy", "Target", "Prices", "Tier", "Predict", "Bar", "StepRule", "Tokens", "Limits"} <= set(
+        sections()
+    )
+
+
+def test_the_example_and_its_page_explain_every_field() -> None:
+    lines = example_policy_path().read_text(encoding="utf-8").splitlines()
+    comments = " ".join(line.partition("#")[2] for line in lines)
+    page = (Path(__file__).parent.parent / "docs" / "policy.md").read_text(encoding="utf-8")
+    fields = {(name, field) for name, section in sections().items() for field in section.model_fields}
+    assert len(fields) > 50
+    assert {pair for pair in fields if not re.search(rf"\b{pair[1]}\b", comments)} == set()
+    assert {pair for pair in fields if f"`{pair[1]}`" not in page} == set()
+
+
+def test_what_the_page_shows_is_valid(tmp_path: Path) -> None:
+    page = (Path(__file__).parent.parent / "docs" / "policy.md").read_text(encoding="utf-8")
+    shown = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+    shortest, steps = shown
+    policy = load_policy(written(tmp_path, shortest))
+    assert policy.find("auto") == Address(tier="auto")
+    example = load_policy(example_policy_path())
+    document = example.model_dump(exclude_unset=True) | {"aliases": {}, "default_tier": "top"}
+    Policy.model_validate(document | yaml.safe_load(steps))
+
+
+def test_the_example_fits_the_bundle_that_comes_along() -> None:
+    policy = bound(load_policy(example_policy_path()), read_manifest(default_bundle_dir()))
+    assert set(policy.tiers) == {"top", "balanced", "free", "internal"}
+    for model, address in {
+        "claude-haiku-5-5": Address(tier="internal"),
+        "claude-opus-5-5": Address(tier="top"),
+        "gpt-4o": Address(tier="balanced"),
+        "gpt-4o-mini": Address(tier="internal"),
+        "auto:plan": Address(tier="top", mode="plan"),
+        "free": Address(tier="free"),
+    }.items():
+        assert policy.find(model) == address, model
+    assert all(target.prices is not None and target.context_window for target in policy.targets.values())
+    costs = [target.prices.output for target in policy.targets.values() if target.prices]
+    assert costs == sorted(costs)  # "cheapest first", as it tells its reader
+    assert policy.tiers["top"].modes["plan"] == "opus"
+    assert policy.limits == Limits(explain=True)  # what it shows is what counts without it, but for this

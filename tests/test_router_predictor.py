@@ -261,7 +261,7 @@ def test_weights_count_in_the_kernels_fit() -> None:
 def test_a_prompt_unlike_any_gets_the_mean_it_was_fitted_with() -> None:
     data = labelled(100)
     arrays = fit_parts(data.features, data.quality, ["kernel"])
-    far = {**arrays, "kernel.centres": arrays["kernel.centres"] + 100}
+    far = prepare({**arrays, "kernel.centres": arrays["kernel.centres"] + 100})
     assert predict_part("kernel", data.features, far) == pytest.approx(
         np.tile(arrays["kernel.intercept"], (100, 1))
     )

@@ -785,3 +785,16 @@ def test_benchmark_measures_reports_and_draws(
     assert table["digest"][:12] in report
     assert "![quality against strong calls](report.png)" in report
     assert (tmp_path / "report.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_tune_keeps_a_bar_beside_the_default(run: Run, bundle: Path, fresh_file: Path) -> None:
+    before = read_manifest(bundle)
+    status, out, err = run("tune", bundle, fresh_file, "--quality", ".9", "--write-bar", "--json")
+    assert (status, strictly(out)["written"]) == (0, True)
+    assert "written to" in err
+    after = read_manifest(bundle)
+    assert after.bars[0.9] == strictly(out)["threshold"]
+    assert after.thresholds["default"] == before.thresholds["default"]
+    status, _, err = run("tune", bundle, fresh_file, "--strong-share", ".3", "--write-bar")
+    assert status == 2
+    assert "--write-bar goes with --quality" in one_line(err)

@@ -8,14 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from router.bundle import default_encoders_dir
+from router.bundle import default_encoder_dir
 from router.errors import EncoderError
 from router.features import MODEL_FILE, OnnxEncoder, encoder_hash, load_encoder
 from training.export import export_encoder, measure_agreement
 from training.probes import TEXTS
 
-SHIPPED = default_encoders_dir() / "all-MiniLM-L6-v2-3-layers-int8"
-LAYERS = 3
+SHIPPED = default_encoder_dir()
+LAYERS = 2
 
 
 @pytest.fixture(scope="module")

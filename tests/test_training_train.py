@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from conftest import write_jsonl
 
-from router.bundle import load_bundle, read_manifest
+from router.bundle import load_bundle, read_manifest, write_manifest
 from router.encoder import OnnxEncoder
 from router.errors import BundleError, DatasetError, UsageError
 from router.features import FEATURES_VERSION, Features
@@ -383,3 +383,45 @@ def test_a_threshold_records_its_share_of_strongs_quality() -> None:
     assert threshold.quality_ratio == pytest.approx(0.95)
     assert threshold.strong_share == pytest.approx(0.95)
     assert threshold.value == pytest.approx(score[4:6].mean())
+
+
+def test_thresholds_for_a_quality_are_kept_beside_the_default(
+    trained: tuple[Fit, Path], fresh: Dataset, fresh_features: Features, tmp_path: Path
+) -> None:
+    path = Path(shutil.copytree(trained[1], tmp_path / "small"))
+    before = read_manifest(path)
+    # What fitting finds is for 95 %, and can be asked for by that, whatever the default is later.
+    assert before.bars == {0.95: before.thresholds["default"].value}
+    threshold = before.thresholds["default"].model_copy(update={"value": 0.07})
+    write_threshold(path, threshold, quality=0.9, default=False)
+    after = load_predictor(path)
+    assert after.bars == {0.95: before.bars[0.95], 0.9: 0.07}
+    assert after.threshold == before.thresholds["default"].value
+    assert "previous" not in after.manifest.thresholds
+    write_threshold(path, threshold, quality=0.95)
+    assert load_predictor(path).bars == {0.95: 0.07, 0.9: 0.07}
+    assert load_predictor(path).threshold == 0.07
+
+
+def test_a_bundle_says_how_many_rows_ended_in_a_tool_s_result(
+    sample_rows: list[dict[str, Any]], encoder: OnnxEncoder, tmp_path: Path
+) -> None:
+    ends = [
+        {"role": "user", "content": "Fix it."},
+        {"role": "assistant", "tool_calls": [{"id": "c", "function": {"name": "bash", "arguments": "{}"}}]},
+        {"role": "tool", "tool_call_id": "c", "content": "ok"},
+    ]
+    rows = [
+        {**row, "messages": [{"role": "user", "content": f"{i} {row.get('prompt', '')}"}, *ends[1:]]}
+        if i < 20
+        else row
+        for i, row in enumerate(row for row in sample_rows[:300] if "prompt" in row)
+    ][:150]
+    write_jsonl(tmp_path / "rows.jsonl", rows)
+    dataset = load_dataset([tmp_path / "rows.jsonl"], targets=TARGETS)
+    result = fit(dataset, features_of(dataset, encoder), encoder, tmp_path / "steps", parts=("linear",))
+    assert result.bundle.manifest.tool_result_rows == 20
+    assert not load_predictor(tmp_path / "steps").knows_steps
+    manifest = result.bundle.manifest.model_copy(update={"tool_result_rows": 500})
+    write_manifest(manifest, tmp_path / "steps")
+    assert load_predictor(tmp_path / "steps").knows_steps

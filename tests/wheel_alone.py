@@ -37,6 +37,7 @@ def main() -> int:
         router = python.with_name("router")
         decision = json.loads(_output(router, "decide", "What is 2 + 2?", "--json"))
         assert decision["reason"] == "predicted", decision
+        assert "every field of a policy explained" in _output(router, "policy", "example")
         ready, resident, p50 = _serve(router, Path(scratch))
     print(f"ready to predict after {ready:.2f} s (aim: {READY_SECONDS})")
     print(f"resident after a dispatch {resident:.0f} MB (aim: {RESIDENT_MEGABYTES})")

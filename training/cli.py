@@ -438,6 +438,12 @@ def tune(
     ladder: LadderOption = None,
     prices_file: PricesOption = None,
     write: Annotated[bool, typer.Option("--write", help="Make it the bundle's threshold.")] = False,
+    write_bar: Annotated[
+        bool,
+        typer.Option(
+            "--write-bar", help="With --quality: keep it beside, for a policy that says 'quality: X'."
+        ),
+    ] = False,
     plot: Annotated[
         Path | None, typer.Option("--plot", metavar="FILE", help="The curve as PNG, SVG or PDF.")
     ] = None,
@@ -453,6 +459,9 @@ def tune(
         raise UsageError("give one of --quality, --strong-share and --max-cost")
     if confidence is not None and quality is None:
         raise UsageError("--confidence goes with --quality")
+    if write_bar and quality is None:
+        raise UsageError("--write-bar goes with --quality")
+    written = write or write_bar
     predictor = _predictor(bundle)
     several = len(predictor.targets) > 2
     if several and (strong_share is not None or plot is not None):
@@ -468,11 +477,12 @@ def tune(
             predictor, dataset, features, quality=quality, confidence=confidence, max_cost=max_cost
         )
         _tell(tuned)
-        if write:
-            write_threshold(bundle, tuned.for_manifest("rows not trained on"))
+        if written:
+            threshold = tuned.for_manifest("rows not trained on")
+            write_threshold(bundle, threshold, quality=quality, default=write)
             _console().print(f"  written to {bundle}", highlight=False)
         if as_json:
-            _emit({**tuned.as_dict(), "written": write, "bundle": predictor.name})
+            _emit({**tuned.as_dict(), "written": written, "bundle": predictor.name})
         return
     result = run(
         predictor,
@@ -497,8 +507,9 @@ def tune(
     )
     if chosen.cost is not None:
         console.print(f"  ${1000 * chosen.cost:.4f} per 1,000 requests", highlight=False)
-    if write:
-        write_threshold(bundle, as_threshold(chosen, result.strong_quality, "rows not trained on"))
+    if written:
+        threshold = as_threshold(chosen, result.strong_quality, "rows not trained on")
+        write_threshold(bundle, threshold, quality=quality, default=write)
         console.print(f"  written to {bundle}", highlight=False)
     if plot:
         console.print(f"  plot: {plot}", highlight=False)
@@ -508,7 +519,7 @@ def tune(
                 **chosen.as_dict(),
                 "strong_quality": result.strong_quality,
                 "seen": result.seen,
-                "written": write,
+                "written": written,
                 "bundle": predictor.name,
             }
         )
@@ -720,10 +731,10 @@ def _priced(dataset: Dataset, prices_file: Path | None) -> Dataset:
 
 
 def _encoder(location: str | None) -> Encoder:
-    from router.bundle import default_encoders_dir
+    from router.bundle import default_encoder_dir
     from router.features import load_encoder
 
-    return load_encoder(location or default_encoders_dir() / "all-MiniLM-L6-v2-3-layers-int8")
+    return load_encoder(location or default_encoder_dir())
 
 
 def _predictor(bundle: Path) -> Predictor:

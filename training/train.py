@@ -23,6 +23,7 @@ from router.bundle import (
     load_bundle,
     prompt_hashes,
     prompt_of,
+    quality_bar,
     save_bundle,
     write_manifest,
 )
@@ -145,10 +146,13 @@ def fit(
         }
         | {"router": router.__version__},
         parts=tuple(parts),
-        thresholds={"default": threshold},
+        thresholds={"default": threshold}
+        # A policy may ask for it by its quality, whatever becomes the default later.
+        | ({} if threshold.quality_ratio is None else {quality_bar(QUALITY_BAR): threshold}),
         metrics=({} if report is None else {"out_of_fold": report.as_dict()})
         | {"novelty": novelty.as_dict()},
         notes=warnings,
+        tool_result_rows=sum(prompt.state.last_result != "none" for prompt in dataset.prompts),
     )
     bundle = Bundle(
         manifest=manifest,
@@ -294,11 +298,27 @@ def as_threshold(chosen: ChosenThreshold, strong_quality: float, rows: str) -> T
     )
 
 
-def write_threshold(path: Path, threshold: Threshold) -> None:
-    """Make a threshold the bundle's default; the one before stays under ``previous``."""
+def write_threshold(
+    path: Path, threshold: Threshold, *, quality: float | None = None, default: bool = True
+) -> None:
+    """Put a threshold into a bundle's manifest.
+
+    Parameters
+    ----------
+    threshold : Threshold
+    quality : float or None
+        The share of the best target's quality that it was chosen for: a policy finds it by that.
+    default : bool
+        Make it the bundle's default; the one before stays under ``previous``.
+    """
     manifest = load_predictor(path).manifest
-    thresholds = {**manifest.thresholds, "previous": manifest.thresholds["default"], "default": threshold}
-    write_manifest(manifest.model_copy(update={"thresholds": thresholds}), path)
+    thresholds = dict(manifest.thresholds)
+    if default:
+        thresholds |= {"previous": thresholds["default"], "default": threshold}
+    if quality is not None:
+        thresholds[quality_bar(quality)] = threshold
+    manifest = manifest.model_copy(update={"thresholds": thresholds, "schema_version": SCHEMA_VERSION})
+    write_manifest(manifest, path)
 
 
 def _check(dataset: Dataset) -> None:

@@ -25,7 +25,7 @@ class Chat:
         options = body.get("stream_options")
         if options is not None and not isinstance(options, dict):
             wrong("stream_options", "must be an object")
-        return Inbound(self, body, stream)
+        return Inbound(self, body, stream, len(content))
 
     def to_chat(self, body: Mapping[str, Any], *, marks: bool = False) -> View:
         return View(body if isinstance(body, dict) else dict(body))

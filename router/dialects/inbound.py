@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Protocol
 
+from router.content import Content
 from router.conversation import strip_harness, text_of
 from router.features import Prompt, prompt_from_messages
 from router.schemas import to_json
@@ -97,6 +98,8 @@ class Inbound:
     body : dict
         What is dispatched is made of this; never changed.
     stream : bool
+    size : int or None
+        Bytes of the body as it came.
     headers : mapping
         Those of the client's headers that belong to the dialect, and so go to a provider of the same one.
     families : frozenset of str or None
@@ -107,6 +110,7 @@ class Inbound:
     dialect: Dialect
     body: dict[str, Any]
     stream: bool = False
+    size: int | None = None
     headers: Mapping[str, str] = field(default_factory=dict)
     families: frozenset[str] | None = None
 
@@ -114,6 +118,10 @@ class Inbound:
     def chat(self) -> dict[str, Any]:
         """The request as a chat completion: for chat itself the body as it came."""
         return self.dialect.to_chat(self.body).body
+
+    def content(self) -> Content:
+        """What the decision may read."""
+        return Content(self.body, self.size)
 
     def prompt(self) -> Prompt:
         """What the classifier reads: the same for the same conversation in any dialect."""

@@ -108,7 +108,7 @@ class Messages:
         ):
             wrong("stop_sequences", "must be a list of strings")
         passed = {name: headers[name] for name in _HEADERS if name in headers}
-        return Inbound(self, body, read_stream(body), passed)
+        return Inbound(self, body, read_stream(body), len(content), passed)
 
     def to_chat(self, body: Mapping[str, Any], *, marks: bool = False) -> View:
         lost = [field for field, value in body.items() if field not in _KNOWN and value is not None]

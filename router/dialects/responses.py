@@ -89,7 +89,7 @@ class Responses:
         limit = body.get("max_output_tokens")
         if limit is not None and (not isinstance(limit, int) or isinstance(limit, bool) or limit < 1):
             wrong("max_output_tokens", "must be a whole number of at least 1")
-        return Inbound(self, body, read_stream(body))
+        return Inbound(self, body, read_stream(body), len(content))
 
     def to_chat(self, body: Mapping[str, Any], *, marks: bool = False) -> View:
         lost = [field for field, value in body.items() if field not in _KNOWN and value is not None]

@@ -1,0 +1,33 @@
+"""What a decision may read of a request's body: read when a rule asks for it, and once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cached_property
+from typing import Any
+
+from router.capability import Needs
+from router.steps import Result, last_results
+
+
+class Content:
+    """A request's body as a decision sees it.
+
+    A request whose mode is looked up, at a target that declares no limits, is decided without any of this.
+
+    Parameters
+    ----------
+    body : mapping
+        Checked, and of any of the three dialects.
+    size : int or None
+        Bytes of the body as it came, where known: then small requests are not counted token by token.
+    """
+
+    def __init__(self, body: Mapping[str, Any], size: int | None = None) -> None:
+        self._body = body
+        self.needs = Needs(body, size)
+
+    @cached_property
+    def results(self) -> tuple[Result, ...]:
+        """The tool results that the request ends in; empty where it ends in a human's words."""
+        return last_results(self._body)
