@@ -51,6 +51,18 @@ _NAMES: tuple[tuple[str, re.Pattern[str]], ...] = tuple(
         ("meta", r"llama"),
     )
 )
+# What else people call a family.
+_ALIASES = {
+    "claude": ANTHROPIC,
+    "gpt": OPENAI,
+    "chatgpt": OPENAI,
+    "codex": OPENAI,
+    "gemini": GOOGLE,
+    "kimi": "moonshot",
+    "glm": "zai",
+    "grok": "xai",
+    "llama": "meta",
+}
 _FORMATS = ((ANTHROPIC, "anthropic"), (OPENAI, "openai"), (GOOGLE, "google"), ("xai", "xai"))
 # A Fernet token: OpenAI's encrypted reasoning.
 _FERNET = "gAAAA"
@@ -69,7 +81,10 @@ _FIELDS = frozenset(
 
 def family_of(target: Target) -> str:
     """The target's family: as the policy names it, else by the model's name, else the name itself."""
-    return target.family.lower() if target.family is not None else _named_family(target.model)
+    if target.family is None:
+        return _named_family(target.model)
+    family = target.family.lower()
+    return _ALIASES.get(family, family)
 
 
 @functools.lru_cache(maxsize=256)

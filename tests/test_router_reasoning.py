@@ -253,6 +253,7 @@ def test_thinking_ends_where_the_turn_began_without_it() -> None:
 def test_families_by_name(model: str, family: str) -> None:
     assert family_of(Target(model=model)) == family
     assert family_of(Target(model=model, family="Mine")) == "mine"
+    assert family_of(Target(model=model, family="Claude")) == "anthropic"
 
 
 def test_seals() -> None:
