@@ -7,10 +7,13 @@ ENCODERS := .venv-encoders
 PROXY := .venv-proxy
 PEERS := .venv-peers
 FUZZ := .venv-schemathesis
+CLIENTS := .venv-clients
+AIDER := .venv-aider
+NODE := .clients-node
 PIP_FLAGS := --disable-pip-version-check --quiet --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help run demo test check test-encoders test-wheel test-schemathesis soak bench-gateway peers benchmark clean
+.PHONY: help run demo test check test-encoders test-wheel test-schemathesis test-clients soak bench-gateway peers benchmark clean
 
 help:  ## what can be made
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -63,6 +66,28 @@ $(FUZZ)/ready:
 	@$(FUZZ)/bin/python -m pip install --disable-pip-version-check --quiet schemathesis==4.32.5
 	@touch $@
 
+# Real clients, each where it cannot disturb the others: SDKs beside a server, Aider with its own pins, npm's in a folder.
+$(CLIENTS)/ready: pyproject.toml constraints.txt tests/clients/requirements.txt
+	@echo "setting up $(CLIENTS) with the SDKs (a minute) …"
+	@test -x $(CLIENTS)/bin/python || $(PYTHON) -m venv $(CLIENTS)
+	@$(CLIENTS)/bin/python -m pip install $(PIP_FLAGS) --upgrade pip
+	@$(CLIENTS)/bin/python -m pip install $(PIP_FLAGS) --editable . --requirement tests/clients/requirements.txt
+	@touch $@
+
+$(AIDER)/ready: tests/clients/aider.txt
+	@echo "setting up $(AIDER) with Aider (minutes) …"
+	@test -x $(AIDER)/bin/python || $(PYTHON) -m venv $(AIDER)
+	@$(AIDER)/bin/python -m pip install --disable-pip-version-check --quiet --requirement tests/clients/aider.txt
+	@touch $@
+
+$(NODE)/ready: tests/clients/package.json
+	@mkdir -p $(NODE)
+	@cp tests/clients/package.json $(NODE)
+	@if command -v npm > /dev/null; then \
+		echo "setting up $(NODE) with the clients from npm (a minute) …"; \
+		npm install --prefix $(NODE) --silent --no-audit --no-fund --ignore-scripts --omit=optional && touch $@; \
+	else echo "npm is missing: its clients are skipped"; fi
+
 run: $(VENV)/serve  ## serve on http://127.0.0.1:8080 (PORT=…) with the shipped bundle and an echo target
 	$(BIN)/router serve --port $(PORT)
 
@@ -93,6 +118,9 @@ test-wheel: $(VENV)/dev  ## the wheel, alone in an empty environment: it predict
 test-schemathesis: $(VENV)/dev $(FUZZ)/ready  ## requests made from /openapi.json find no server error (a minute)
 	$(BIN)/python tests/fuzz_openapi.py --schemathesis $(FUZZ)/bin/schemathesis
 
+test-clients: $(CLIENTS)/ready $(AIDER)/ready $(NODE)/ready  ## real clients in front of the gateway (minutes)
+	$(CLIENTS)/bin/python -m pytest -rs tests/clients/client_*.py
+
 soak: $(VENV)/dev  ## 10,000 requests while the policy is rewritten every 50 ms
 	ROUTER_SOAK_REQUESTS=10000 $(BIN)/python -m pytest -s tests/test_router_live_load.py
 
@@ -105,4 +133,4 @@ benchmark: $(VENV)/train $(PEERS)/ready  ## beside other routers on the original
 	$(BIN)/router-train benchmark --peers $(PEERS)/bin/python --out benchmark.md
 
 clean:  ## remove environments and what the demo made
-	rm -rf $(VENV) $(ENCODERS) .venv-* demo build dist .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) $(ENCODERS) .venv-* $(NODE) demo build dist .mypy_cache .ruff_cache .pytest_cache

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
+import math
 import time
 import traceback
 import uuid
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
@@ -19,15 +21,21 @@ from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
 from router import __version__
+from router.capability import lacks
+from router.clients import Client
+from router.content import Content
 from router.decision import Decision, RequestFacts
-from router.dialects import CHAT, MESSAGES, RESPONSES, Dialect
+from router.dialects import CHAT, MESSAGES, RESPONSES, Dialect, Inbound
 from router.dialects.messages import COUNT_PATH
-from router.dispatch import Stream
+from router.dispatch import Answer, Destination, Stream
 from router.errors import RequestError, RouterError, UpstreamError
+from router.escalation import Held, fault_of, gist_of_answer, gist_of_events, hold
+from router.failover import Attempt, Sent
 from router.features import Prompt
 from router.gateway import Gateway, load_gateway
 from router.metrics import CONTENT_TYPE
 from router.openapi import description
+from router.policy import Fault, Limits
 from router.schemas import (
     read_facts,
     read_route,
@@ -43,12 +51,16 @@ from router.upstream import Usage
 logger = logging.getLogger("router")
 
 T = TypeVar("T")
+Complete = TypeVar("Complete", Answer, Held, Answer | Held)
 
 # Who counted the tokens of an answer of count_tokens: ``provider``, or ``estimate``.
 TOKEN_COUNT_HEADER = "x-router-token-count"
 
 # nginx's status for a client that went away before its answer. It is logged and counted; nobody receives it.
 CLIENT_GONE = 499
+
+# For a client's rate of tokens, where a provider does not count: too many rather than too few.
+_BYTES_PER_TOKEN = 4
 
 
 def create_app(settings: Settings | None = None, gateway: Gateway | None = None) -> FastAPI:
@@ -78,6 +90,9 @@ def create_app(settings: Settings | None = None, gateway: Gateway | None = None)
             stack.push_async_callback(gateway.close)
             if gateway.live is not None:
                 await stack.enter_async_context(gateway.live.following())
+            if gateway.clients is not None:
+                watching = asyncio.create_task(gateway.clients.watch())
+                stack.callback(watching.cancel)
             yield
 
     app = FastAPI(
@@ -88,17 +103,19 @@ def create_app(settings: Settings | None = None, gateway: Gateway | None = None)
         openapi_url=None,
     )
 
+    # Kilo's own provider, the one that sends x-kilocode-mode, puts this path behind its base URL.
+    @app.post("/api/openrouter/chat/completions")
     @app.post(CHAT.path)
     async def chat_completions(request: Request) -> Response:
-        return await Exchange(request, gateway, CHAT).run(_answer)
+        return await Exchange(request, gateway, CHAT).run(_converse)
 
     @app.post(MESSAGES.path)
     async def messages(request: Request) -> Response:
-        return await Exchange(request, gateway, MESSAGES).run(_answer)
+        return await Exchange(request, gateway, MESSAGES).run(_converse)
 
     @app.post(RESPONSES.path)
     async def responses(request: Request) -> Response:
-        return await Exchange(request, gateway, RESPONSES).run(_answer)
+        return await Exchange(request, gateway, RESPONSES).run(_converse)
 
     @app.post(COUNT_PATH)
     async def count_tokens(request: Request) -> Response:
@@ -110,33 +127,19 @@ def create_app(settings: Settings | None = None, gateway: Gateway | None = None)
 
     @app.get("/v1/models")
     async def models(request: Request) -> Response:
-        data = [
-            {"id": name, "object": "model", "created": gateway.started, "owned_by": "router"}
-            for name in gateway.in_force.policy.names()
-        ]
-        return _json_response({"object": "list", "data": data})
+        return await Exchange(request, gateway).run(_models, counted=False)
 
     @app.get("/healthz")
     async def healthz() -> Response:
         return _json_response({"status": "ok"})
 
     @app.get("/readyz")
-    async def readyz() -> Response:
-        dispatch = gateway.dispatcher.state
-        state = {
-            "status": "unavailable" if dispatch == "failed" else "ready",
-            "bundle": gateway.in_force.bundle,
-            "policy": gateway.in_force.version,
-            "dispatch": dispatch,
-            **(gateway.live.report() if gateway.live is not None else {}),
-        }
-        if dispatch == "failed":
-            state["detail"] = "litellm cannot be loaded; the log says why"
-        return _json_response(state, 503 if dispatch == "failed" else 200)
+    async def readyz(request: Request) -> Response:
+        return _readyz(request, gateway)
 
     @app.get("/metrics")
-    async def metrics() -> Response:
-        return Response(gateway.metrics.text(), headers={"content-type": CONTENT_TYPE})
+    async def metrics(request: Request) -> Response:
+        return await Exchange(request, gateway).run(_metrics, counted=False)
 
     @app.get("/openapi.json")
     async def openapi() -> Response:
@@ -171,29 +174,76 @@ class Exchange:
     started: float = field(default_factory=time.perf_counter)
     decision: Decision | None = None
     decision_ms: float = 0.0
+    client: Client | None = None
+    attempts: list[Attempt] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.in_force = self.gateway.in_force
+        self._decided: Decision | None = None
+        self._body_bytes = 0
         self.id = request_id(self.request.headers) or f"req_{uuid.uuid4().hex}"
         self.path = self.request.url.path
-        self.wants_trail = wants_trail(self.request.headers, self.in_force.policy.limits)
+        self.wants_trail = False
 
-    async def run(self, handle: Callable[[Exchange], Coroutine[Any, Any, Response]]) -> Response:
-        """Answer with what ``handle`` returns, or with its error in the client's dialect; never a traceback."""
+    @property
+    def client_id(self) -> str:
+        """The client's id; empty where the server has no clients' keys."""
+        return self.client.id if self.client else ""
+
+    @property
+    def limits(self) -> Limits:
+        """What this client may do: the policy's limits, and what its own key is for."""
+        limits = self.in_force.policy.limits
+        if self.client is None:
+            return limits
+        own = {"threshold_override": self.client.threshold_override, "explain": self.client.explain}
+        return limits.model_copy(update=own)
+
+    async def run(
+        self, handle: Callable[[Exchange], Coroutine[Any, Any, Response]], *, counted: bool = True
+    ) -> Response:
+        """Answer with what ``handle`` returns, or with its error in the client's dialect; never a traceback.
+
+        ``counted`` says whether the request counts in the client's rates, the metrics and the log.
+        """
         try:
+            self._admit(counted)
             response = await handle(self)
-        except (RequestError, UpstreamError) as error:
-            response = _json_response(self.dialect.error_body(error, self.id), error.status, self.headers())
-            if isinstance(error, UpstreamError) and error.retry_after is not None:
+        except RequestError as error:
+            response = self._error(error, error.status)
+            response.headers.update(error.headers)
+        except UpstreamError as error:
+            response = self._error(error, error.status)
+            if error.retry_after is not None:
                 response.headers["retry-after"] = error.retry_after
         except ClientDisconnect:
             response = Response(status_code=CLIENT_GONE)
         except Exception as error:
             self._log_bug(error)
-            response = _json_response(self.dialect.error_body(error, self.id), 500, self.headers())
-        if not isinstance(response, EventStream):
+            response = self._error(error, 500)
+        if counted and not isinstance(response, EventStream):
             self.finish(response.status_code)
         return response
+
+    def _error(self, error: Exception, status: int) -> Response:
+        return _json_response(self.dialect.error_body(error, self.id), status, self.headers())
+
+    def _admit(self, counted: bool) -> None:
+        clients = self.gateway.clients
+        if clients is not None:
+            self.client = clients.identify(self.request.headers)
+            if counted:
+                clients.admit(self.client)
+        self.wants_trail = wants_trail(self.request.headers, self.limits)
+
+    def check_admin(self) -> None:
+        """Raise :class:`RequestError`, 403, where the client may not see other clients' traffic."""
+        if self.client is not None and not self.client.admin:
+            raise RequestError(
+                "This page shows other clients' traffic: it takes a key with the admin scope.",
+                status=403,
+                code="not_allowed",
+            )
 
     async def body(self) -> bytes:
         """All of the request's body; :class:`RequestError` 413 as soon as it is over the limit."""
@@ -208,16 +258,53 @@ class Exchange:
             if size > limit:
                 raise _too_large(limit)
             chunks.append(chunk)
+        self._body_bytes = size
         return b"".join(chunks)
 
     async def decide(self, facts: RequestFacts, prompt: Callable[[], Prompt]) -> Decision:
-        """Decide, and take the time."""
+        """Decide, and take the time; raises :class:`RequestError` for what the client may not ask for."""
+        if self.client is not None:
+            self.client.check(self.in_force.policy, facts.model)
         started = time.perf_counter()
         self.decision = await self.gateway.decide(self.in_force, facts, prompt)
         seconds = time.perf_counter() - started
         self.decision_ms = seconds * 1e3
         self.gateway.metrics.decided(self.decision, seconds)
         return self.decision
+
+    async def send(self, names: Sequence[str], call: Callable[[Destination], Awaitable[T]]) -> Sent[T]:
+        """Send to the first of these targets that answers; raises what :meth:`Failover.send` does."""
+        await self.gateway.dispatcher.loaded()  # before anything is timed
+        headers = self.request.headers
+        return await self.gateway.failover.send(
+            names, lambda name: self.in_force.destination(name, headers), call, self.attempts
+        )
+
+    def answered_by(self, name: str, reason: Literal["fallback", "escalated"]) -> None:
+        """Another target than the one that was decided on has the answer."""
+        assert self.decision is not None
+        self._decided = self._decided or self.decision
+        model = self.in_force.policy.targets[name].model
+        trail = (*self.decision.trail, (reason, f"{name} answered in place of {self.decision.target}"))
+        self.decision = replace(self.decision, target=name, model=model, reason=reason, trail=trail)
+        self.gateway.metrics.rerouted(name, reason)
+
+    def complete(self, sent: Sent[Any], answer: Complete) -> Complete:
+        """A complete answer came: its place is free again, and what it took is counted."""
+        sent.stay.end()
+        size = len(answer.body) / _BYTES_PER_TOKEN if isinstance(answer, Answer) else len(answer.events)
+        self.used(sent.attempt, answer.usage, size=size)
+        return answer
+
+    def used(self, attempt: Attempt, usage: Usage | None, *, size: float) -> None:
+        """Count what an answer took; ``size`` is about how many tokens it has, where the provider does not say."""
+        attempt.usage = usage
+        target = self.in_force.policy.targets[attempt.target]
+        self.gateway.metrics.used(attempt.target, usage, target.prices)
+        if self.client is not None and self.gateway.clients is not None:
+            about = self._body_bytes / _BYTES_PER_TOKEN + size
+            tokens = usage.input + usage.output if usage is not None else math.ceil(about)
+            self.gateway.clients.used(self.client, tokens)
 
     def headers(self) -> dict[str, str]:
         """What every answer carries, as far as it is known."""
@@ -238,6 +325,10 @@ class Exchange:
                 headers["x-router-threshold"] = f"{decision.threshold:.6g}"
             if self.wants_trail:
                 headers["x-router-trail"] = trail_header(decision.trail)
+        if self._decided is not None:
+            headers["x-router-decided-target"] = self._decided.target
+        if self.attempts:
+            headers["x-router-attempts"] = str(len(self.attempts))
         return headers
 
     def finish(self, status: int) -> None:
@@ -246,17 +337,20 @@ class Exchange:
         self.gateway.metrics.answered(self.path, status, seconds)
         decision = self.decision or Decision("-", "-", "default")
         logger.info(
-            "%s %s %d %.1f ms id=%s target=%s reason=%s tier=%s mode=%s score=%s policy=%s decision=%.1f ms",
+            "%s %s %d %.1f ms id=%s client=%s target=%s reason=%s tier=%s mode=%s score=%s "
+            "attempts=%d policy=%s decision=%.1f ms",
             self.request.method,
             self.path,
             status,
             seconds * 1e3,
             self.id,
+            self.client_id or "-",
             decision.target,
             decision.reason if self.decision else "-",
             decision.tier or "-",
             decision.mode or "-",
             "-" if decision.score is None else f"{decision.score:.4f}",
+            len(self.attempts),
             self.in_force.version,
             self.decision_ms,
         )
@@ -274,11 +368,13 @@ class EventStream(Response):
     Starlette's StreamingResponse notices a client that left only with the next chunk that it sends.
     """
 
-    def __init__(self, stream: Stream, exchange: Exchange) -> None:
+    def __init__(self, stream: Stream | Held, sent: Sent[Any] | None, exchange: Exchange) -> None:
         self.status_code = 200
         self.background = None
         self._stream = stream
+        self._sent = sent  # None where the stream is complete, and counted
         self._exchange = exchange
+        self._events = 0
         # Proxies must not hold chunks back.
         headers = {
             "content-type": "text/event-stream",
@@ -298,11 +394,15 @@ class EventStream(Response):
             await self._stream.aclose()
             if self._stream.error is not None:
                 status = self._stream.error.status
-            _count_usage(self._exchange, self._stream.usage)
+            if self._sent is not None:
+                self._sent.stay.end(self._stream.error, outcome="gone" if status == CLIENT_GONE else "ok")
+                # About a token an event.
+                self._exchange.used(self._sent.attempt, self._stream.usage, size=self._events)
             self._exchange.finish(status)
 
     async def _send_all(self, send: Send) -> None:
         async for event in self._stream:
+            self._events += 1
             await send({"type": "http.response.body", "body": event, "more_body": True})
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
@@ -329,32 +429,80 @@ async def _gone(receive: Receive) -> None:
         pass
 
 
-async def _answer(exchange: Exchange) -> Response:
+async def _converse(exchange: Exchange) -> Response:
     inbound = exchange.dialect.read(await exchange.body(), exchange.request.headers)
-    limits = exchange.in_force.policy.limits
-    facts = read_facts(inbound.body, exchange.request.headers, limits, inbound.content())
+    facts = read_facts(inbound.body, exchange.request.headers, exchange.limits, inbound.content())
 
-    async def dispatch() -> Response:
-        decision = await exchange.decide(facts, inbound.prompt)
-        to = exchange.in_force.destination(decision.target)
+    async def answer() -> Response:
+        await exchange.decide(facts, inbound.prompt)
+        return await _answer(exchange, inbound, facts.content)
+
+    return await unless_gone(exchange.request.receive, answer())
+
+
+async def _answer(exchange: Exchange, inbound: Inbound, content: Content | None) -> Response:
+    """Send a request where it was decided; then where the policy falls back to, or escalates."""
+    policy = exchange.in_force.policy
+    decision = exchange.decision
+    assert decision is not None
+    escalate = policy.tiers[decision.tier].escalate if decision.tier is not None else None
+    held = inbound.stream and escalate is not None and escalate.buffer_streams
+
+    async def call(to: Destination) -> Answer | Stream | Held:
         dispatcher = exchange.gateway.dispatcher
-        if inbound.stream:
-            return EventStream(await dispatcher.stream(to, inbound), exchange)
-        answer = await dispatcher.complete(to, inbound)
-        _count_usage(exchange, answer.usage)
-        return Response(answer.body, headers=exchange.headers(), media_type="application/json")
+        if not inbound.stream:
+            return await dispatcher.complete(to, inbound)
+        stream = await dispatcher.stream(to, inbound)
+        return await hold(stream) if held else stream
 
-    return await unless_gone(exchange.request.receive, dispatch())
+    def able(name: str) -> bool:
+        return content is None or lacks(policy.targets[name], content.needs) is None
+
+    fallbacks = filter(able, policy.targets[decision.target].fallbacks)
+    sent = await exchange.send([decision.target, *fallbacks], call)
+    if sent.to.name != decision.target:
+        exchange.answered_by(sent.to.name, "fallback")
+    if isinstance(sent.answer, Stream):
+        return EventStream(sent.answer, sent, exchange)
+    answer = exchange.complete(sent, sent.answer)
+    if escalate is not None and decision.tier is not None:
+        stronger = policy.stronger(decision.tier)
+        fault = await asyncio.to_thread(_fault, answer, inbound.body, escalate.when)
+        if fault is not None and sent.to.name != stronger and able(stronger):
+            exchange.gateway.metrics.faulty(sent.to.name, fault)
+            answer = await _escalated(exchange, stronger, call) or answer
+    if isinstance(answer, Held):
+        return EventStream(answer, None, exchange)
+    return Response(answer.body, headers=exchange.headers(), media_type="application/json")
+
+
+async def _escalated(
+    exchange: Exchange, stronger: str, call: Callable[[Destination], Awaitable[Answer | Stream | Held]]
+) -> Answer | Held | None:
+    """The stronger target's answer; None where it gives none, and the first has to do. What both took is counted."""
+    try:
+        sent = await exchange.send([stronger], call)
+    except (RequestError, UpstreamError) as error:
+        logger.warning("id=%s no answer of %s to escalate to (%d)", exchange.id, stronger, error.status)
+        return None
+    assert not isinstance(sent.answer, Stream)
+    exchange.answered_by(stronger, "escalated")
+    return exchange.complete(sent, sent.answer)
+
+
+def _fault(answer: Answer | Held, asked: Mapping[str, Any], faults: Collection[Fault]) -> Fault | None:
+    if isinstance(answer, Held):
+        return fault_of(gist_of_events(answer.events), asked, faults)
+    return fault_of(gist_of_answer(json.loads(answer.body)), asked, faults)
 
 
 async def _count_tokens(exchange: Exchange) -> Response:
     inbound = MESSAGES.read_count(await exchange.body(), exchange.request.headers)
-    limits = exchange.in_force.policy.limits
-    facts = read_facts(inbound.body, exchange.request.headers, limits, inbound.content())
+    facts = read_facts(inbound.body, exchange.request.headers, exchange.limits, inbound.content())
 
     async def count() -> Response:
         decision = await exchange.decide(facts, inbound.prompt)
-        to = exchange.in_force.destination(decision.target)
+        to = exchange.in_force.destination(decision.target, exchange.request.headers)
         counted = await exchange.gateway.dispatcher.count_tokens(to, inbound)
         headers = exchange.headers() | {TOKEN_COUNT_HEADER: "estimate" if counted.estimated else "provider"}
         return Response(counted.body, headers=headers, media_type="application/json")
@@ -363,7 +511,7 @@ async def _count_tokens(exchange: Exchange) -> Response:
 
 
 async def _route(exchange: Exchange) -> Response:
-    limits = exchange.in_force.policy.limits
+    limits = exchange.limits
     body = read_route(await exchange.body(), limits)
     facts = read_facts(body.body, exchange.request.headers, limits)
 
@@ -385,11 +533,44 @@ async def _route(exchange: Exchange) -> Response:
     return _json_response(answers[0], headers=exchange.headers())
 
 
-def _count_usage(exchange: Exchange, usage: Usage | None) -> None:
-    decision = exchange.decision
-    if decision is not None:
-        target = exchange.in_force.policy.targets[decision.target]
-        exchange.gateway.metrics.used(decision.target, usage, target.prices)
+async def _models(exchange: Exchange) -> Response:
+    policy = exchange.in_force.policy
+    names = policy.names() if exchange.client is None else exchange.client.names(policy)
+    created = exchange.gateway.started
+    data = [{"id": name, "object": "model", "created": created, "owned_by": "router"} for name in names]
+    return _json_response({"object": "list", "data": data})
+
+
+async def _metrics(exchange: Exchange) -> Response:
+    exchange.check_admin()
+    return Response(exchange.gateway.metrics.text(), headers={"content-type": CONTENT_TYPE})
+
+
+def _readyz(request: Request, gateway: Gateway) -> Response:
+    """Whether the server can answer; to those who may see other clients' traffic, in what state it is."""
+    dispatch = gateway.dispatcher.state
+    failed = dispatch == "failed"
+    state: dict[str, Any] = {"status": "unavailable" if failed else "ready"}
+    if _sees_all(request, gateway):
+        in_force = gateway.in_force
+        state |= {"bundle": in_force.bundle, "policy": in_force.version, "dispatch": dispatch}
+        state |= gateway.live.report() if gateway.live is not None else {}
+        if failed:
+            state["detail"] = "litellm cannot be loaded; the log says why"
+        if cooling := gateway.failover.cooling(in_force.policy.targets.items()):
+            state["cooling"] = cooling
+        if gateway.clients is not None and gateway.clients.error is not None:
+            state["clients_error"] = gateway.clients.error
+    return _json_response(state, 503 if failed else 200)
+
+
+def _sees_all(request: Request, gateway: Gateway) -> bool:
+    if gateway.clients is None:
+        return True
+    try:
+        return gateway.clients.identify(request.headers).admin
+    except RequestError:
+        return False
 
 
 def _json_response(data: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:

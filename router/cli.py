@@ -94,6 +94,18 @@ def serve(
     port: Annotated[int | None, typer.Option(help="8080 by default; 0 takes a free one.")] = None,
     workers: Annotated[int | None, typer.Option(help="Processes; 1 by default.")] = None,
     log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error.")] = None,
+    clients: Annotated[
+        Path | None,
+        typer.Option(
+            "--clients", metavar="FILE", help="Who may use the server; `router keys new` writes it."
+        ),
+    ] = None,
+    open_to_anyone: Annotated[
+        bool | None,
+        typer.Option(
+            "--open-to-anyone", help="Listen beyond this machine though there are no clients' keys."
+        ),
+    ] = None,
     reload_seconds: Annotated[
         float | None,
         typer.Option(
@@ -123,14 +135,15 @@ def serve(
     """Serve the OpenAI-compatible API.
 
     Policy, bundle and settings are looked for in this order: flag, environment variable (ROUTER_POLICY,
-    ROUTER_BUNDLE, ROUTER_HOST, ROUTER_PORT, ROUTER_WORKERS, ROUTER_LOG_LEVEL, ROUTER_RELOAD_SECONDS; ROUTER_ALLOWED_KEYS
-    with commas), ./router.yaml, router.yaml in the user's configuration directory, what the package carries.
+    ROUTER_BUNDLE, ROUTER_HOST, ROUTER_PORT, ROUTER_WORKERS, ROUTER_LOG_LEVEL, ROUTER_RELOAD_SECONDS, ROUTER_CLIENTS,
+    ROUTER_OPEN_TO_ANYONE; ROUTER_ALLOWED_KEYS with commas), ./router.yaml, router.yaml in the user's configuration
+    directory, what the package carries.
     """
     import uvicorn
 
     from router.app import create_app
     from router.gateway import load_gateway
-    from router.settings import load_settings
+    from router.settings import check_exposure, load_settings
 
     if hasattr(signal, "SIGHUP"):
         signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until the server runs, and reloads on it
@@ -141,11 +154,14 @@ def serve(
         port=port,
         workers=workers,
         log_level=log_level,
+        clients=clients,
+        open_to_anyone=open_to_anyone,
         reload_seconds=reload_seconds,
         allowed_keys=",".join(allow_key) if allow_key else None,
         policy_allow_redirects=policy_allow_redirects,
         policy_allow_private=policy_allow_private,
     )
+    check_exposure(settings)
     with ExitStack() as stack:
         listener = stack.enter_context(_listen(settings.host, settings.port))
         gateway = load_gateway(settings, policy_found)
@@ -171,6 +187,94 @@ def serve(
             "router.app:app_from_environment", factory=True, workers=settings.workers, **config
         )
         _workers()(factory, sockets=[listener]).run()
+
+
+keys_app = typer.Typer(
+    name="keys",
+    help="The keys of the server's clients: who may use it, for what, and how much.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+app.add_typer(keys_app)
+
+ClientsOption = Annotated[
+    Path | None,
+    typer.Option("--clients", metavar="FILE", help="The file of clients; ROUTER_CLIENTS names it too."),
+]
+
+
+@keys_app.command("new")
+def keys_new(
+    name: Annotated[str, typer.Argument(help="The client's name, as it stands in the log.")],
+    clients: ClientsOption = None,
+    tiers: Annotated[
+        str | None, typer.Option(metavar="A,B", help="Tiers that it may ask for; all by default.")
+    ] = None,
+    targets: Annotated[
+        str | None,
+        typer.Option(metavar="A,B", help="Targets that it may name itself; all by default, '' for none."),
+    ] = None,
+    requests_per_minute: Annotated[int | None, typer.Option(min=1)] = None,
+    tokens_per_minute: Annotated[int | None, typer.Option(min=1)] = None,
+    threshold_override: Annotated[
+        bool, typer.Option("--threshold-override", help="It may set x-router-threshold.")
+    ] = False,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="It may ask why a request went where it went.")
+    ] = False,
+    admin: Annotated[
+        bool, typer.Option("--admin", help="It may see what shows other clients' traffic: /metrics.")
+    ] = False,
+) -> None:
+    """Make a key for a client.
+
+    The key is printed once, on standard output, and kept nowhere: the file holds its SHA-256. A running server
+    reads the file again by itself.
+    """
+    from router.clients import new_client
+
+    path = _clients_file(clients)
+    key = new_client(
+        path,
+        name,
+        tiers=_names(tiers),
+        targets=_names(targets),
+        requests_per_minute=requests_per_minute,
+        tokens_per_minute=tokens_per_minute,
+        threshold_override=threshold_override,
+        explain=explain,
+        admin=admin,
+    )
+    print(f"The key of {name}, which is shown this once; {path} holds its SHA-256:", file=sys.stderr)
+    print(key)
+
+
+@keys_app.command("list")
+def keys_list(clients: ClientsOption = None) -> None:
+    """Say who may use the server. To take a key back, take its entry out of the file."""
+    from router.clients import load_clients
+
+    for client in load_clients(_clients_file(clients)):
+        said = client.model_dump(exclude={"id", "key_sha256"}, exclude_defaults=True)
+        words = [
+            name
+            if value is True
+            else f"{name}={','.join(sorted(value)) if isinstance(value, frozenset) else value}"
+            for name, value in said.items()
+        ]
+        print("  ".join([client.id, *words]))
+
+
+def _clients_file(given: Path | None) -> Path:
+    named = os.environ.get("ROUTER_CLIENTS")
+    path = given or (Path(named) if named else None)
+    if path is None:
+        raise UsageError("say which file holds the clients: --clients FILE, or ROUTER_CLIENTS")
+    return path
+
+
+def _names(text: str | None) -> list[str] | None:
+    return None if text is None else [name.strip() for name in text.split(",") if name.strip()]
 
 
 @app.command()
@@ -398,11 +502,19 @@ def _listen(host: str, port: int) -> socket.socket:
 
 def _greeting(url: str, settings: Settings, gateway: Gateway) -> Iterator[str]:
     """What is served, and what is missing."""
+    from router.settings import is_loopback
+
     policy = gateway.in_force.policy
     yield f"router {__version__} on {url}"
     shown = gateway.live.source.shown if gateway.live else settings.policy
     yield f"  policy   {shown} ({gateway.in_force.version})"
     yield f"  bundle   {gateway.in_force.bundle or 'none: the policy predicts nothing'}"
+    if gateway.clients is not None:
+        yield f"  clients  {settings.clients} ({len(gateway.clients)})"
+    elif is_loopback(settings.host):
+        yield "  clients  none: whoever is on this machine may use it, and nobody else can reach it"
+    else:
+        yield "  warning  open to anyone who can reach it: they spend your providers' keys"
     for name, target in policy.targets.items():
         yield f"  target   {name}: {target.model}"
     for line in policy.missing_keys(os.environ):

@@ -13,7 +13,18 @@ from router.policy import PREDICT, STAY, Address, ModePrediction, Policy, Tier, 
 from router.predictor import Prediction
 from router.steps import matching_rule
 
-Reason = Literal["pinned", "signal", "step", "default", "sticky", "predicted", "unknown", "capability"]
+Reason = Literal[
+    "pinned",
+    "signal",
+    "step",
+    "default",
+    "sticky",
+    "predicted",
+    "unknown",
+    "capability",
+    "fallback",
+    "escalated",
+]
 Trail = tuple[tuple[str, str], ...]
 
 
@@ -61,7 +72,9 @@ class Decision:
         result that the request ends in. ``default``: what the tier gives a request without a known mode. ``sticky``: the
         session stays where it is in the middle of a step. ``predicted``: by the bundle. ``unknown``: the bundle flagged
         the prompt as unlike its training data, and the policy says where such prompts go. ``capability``: the target that
-        was chosen cannot take the request, this one above it can.
+        was chosen cannot take the request, this one above it can. Of what happened after the decision: ``fallback``: the
+        target that was decided on did not answer, this one did. ``escalated``: its answer was none, and this one was
+        asked once more.
     tier, mode : str or None
         The tier that decided (none where pinned), and the mode that the client gave, even an unknown one.
     score, threshold : float or None

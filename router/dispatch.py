@@ -24,6 +24,7 @@ import contextlib
 import dataclasses
 import functools
 import gc
+import hashlib
 import importlib
 import json
 import logging
@@ -35,6 +36,7 @@ import traceback
 import warnings
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Literal
 
 import httpx
@@ -42,6 +44,7 @@ import httpx
 from router import passthrough
 from router.conversation import text_of
 from router.dialects import CHAT, Inbound, Writer
+from router.dialects.chat import DONE
 from router.dialects.messages import estimate_tokens
 from router.errors import RequestError, UpstreamError
 from router.passthrough import Endpoint, Event
@@ -105,6 +108,9 @@ _STALE = frozenset(("ServerDisconnectedError", "RemoteProtocolError"))
 _STALE_SECONDS = 1.0
 
 _ECHO_CHARACTERS = 2_000
+
+# A client's own key, as it may stand in a header.
+_KEY = re.compile(r"[\x21-\x7e]{1,4096}")
 
 # litellm names its own classes before the provider's words, and puts tracebacks and the request behind them.
 _PREFIX = re.compile(r"^(?:litellm\.\w+: )?(?:\w+(?:Error|Timeout): )*(?:\w+Exception - )?")
@@ -180,12 +186,16 @@ class Stream:
 
 @dataclass(frozen=True, slots=True)
 class Destination:
-    """Where one request goes: a target, the key it is called with, and what keeps keys out of messages."""
+    """Where one request goes: a target, the key it is called with, and what keeps keys out of messages.
+
+    ``clients_key`` says that the key is the client's own: for this request, and nothing of it is kept.
+    """
 
     name: str
     target: Target
     key: str | None
     scrub: Scrubber
+    clients_key: bool = False
 
 
 class Dispatcher:
@@ -226,7 +236,7 @@ class Dispatcher:
         RequestError
             The target cannot take a field of the body.
         """
-        await self._loaded()
+        await self.loaded()
         return await _whole(to, inbound)
 
     async def stream(self, to: Destination, inbound: Inbound) -> Stream:
@@ -234,7 +244,7 @@ class Dispatcher:
 
         Raises as :meth:`complete` does; what goes wrong later is the stream's last event.
         """
-        await self._loaded()
+        await self.loaded()
         events = await _events(to, inbound)
         try:
             first = await _next(events, to.target.timeout)
@@ -244,6 +254,10 @@ class Dispatcher:
         except BaseException:  # cancelled: the client went away
             await events.aclose()
             raise
+        if first is None or first[0] == DONE:
+            raise UpstreamError(
+                f"The provider of {to.target.model} answered with an empty stream.", status=502
+            )
         return Stream(events, first, to, inbound)
 
     async def count_tokens(self, to: Destination, inbound: Inbound) -> TokenCount:
@@ -251,10 +265,11 @@ class Dispatcher:
 
         Raises as :meth:`complete` does.
         """
-        await self._loaded()
+        await self.loaded()
         return await _counted(to, inbound)
 
-    async def _loaded(self) -> None:
+    async def loaded(self) -> None:
+        """Wait until litellm is there."""
         self.warm_up()
         assert self._loading is not None
         # Shielded: the client that waits for the import may go away, the import goes on.
@@ -319,14 +334,37 @@ def scrubber(targets: Iterable[Target], environment: Mapping[str, str]) -> Scrub
     return Scrubber([_key(target, environment) or "" for target in targets])
 
 
-def destination(name: str, target: Target, environment: Mapping[str, str], scrub: Scrubber) -> Destination:
-    """A target with its key from the environment.
+def destination(
+    name: str,
+    target: Target,
+    environment: Mapping[str, str],
+    scrub: Scrubber,
+    headers: Mapping[str, str] = MappingProxyType({}),
+) -> Destination:
+    """A target with its key: the client's own from ``headers``, where the target takes one, else from the environment.
 
     Raises
     ------
+    RequestError
+        Status 401: the target takes only a client's own key, and the request holds none; 400: that is none.
     UpstreamError
         Status 401: the target needs a key, and none is set.
     """
+    if target.api_key_header is not None:
+        own = headers.get(target.api_key_header, "").strip()
+        if own and not _KEY.fullmatch(own):
+            raise RequestError(
+                f"The header {target.api_key_header} holds no key.", param=target.api_key_header
+            )
+        if own:
+            return Destination(name, target, own, scrub.and_also(own), clients_key=True)
+        if target.api_key_env is None:
+            raise RequestError(
+                f"The target {name} needs your own key for its provider, in the header {target.api_key_header}.",
+                status=401,
+                param=target.api_key_header,
+                code="provider_key_missing",
+            )
     key = _key(target, environment)
     if target.api_key_env is not None and not key:
         raise UpstreamError(
@@ -356,7 +394,7 @@ async def _whole(to: Destination, inbound: Inbound) -> Answer:
             if isinstance(response, httpx.Response):
                 assert out.endpoint is not None
                 if out.endpoint.dialect == dialect.name:
-                    content, _, usage = await passthrough.whole(response, to.target, to.scrub, dialect.usage)
+                    content, _, usage = await passthrough.whole(response, to.target, to.scrub, dialect.name)
                     return Answer(content, usage)
                 _, data, _ = await passthrough.whole(response, to.target, to.scrub)
             else:
@@ -398,7 +436,7 @@ async def _counted(to: Destination, inbound: Inbound) -> TokenCount:
     try:
         async with asyncio.timeout(to.target.timeout):
             response = await _unless_stale(lambda: passthrough.send(_client(), at, asked, body, to.scrub))
-            content, _, _ = await passthrough.whole(response, to.target, to.scrub)
+            content, _, _ = await passthrough.whole(response, to.target, to.scrub, "count")
             return TokenCount(content, estimated=False)
     except Exception as error:
         raise upstream_error(error, to.target, to.scrub) from None
@@ -490,7 +528,27 @@ def _sender(to: Destination, out: _Outbound) -> Callable[[], Awaitable[Any]]:
     if endpoint is not None:
         return lambda: passthrough.send(_client(), endpoint, to.target, out.body, to.scrub)
     arguments = _arguments(to.name, to.target, out.body, to.key)
-    return lambda: _litellm().acompletion(**arguments)
+    return lambda: _call(to, arguments)
+
+
+async def _call(to: Destination, arguments: Mapping[str, Any]) -> Any:
+    try:
+        return await _litellm().acompletion(**arguments)
+    finally:
+        if to.clients_key and to.key is not None:
+            _forget(to.key)
+
+
+def _forget(key: str) -> None:
+    """Take the SDK's clients that hold this key out of litellm's cache, which would keep them for an hour.
+
+    They stand there under the key's SHA-256, so that no other request can get one; it is not ours to keep all the same.
+    litellm closes what it takes out once no connection of it is in use.
+    """
+    mark = f"hashed_api_key={hashlib.sha256(key.encode()).hexdigest()},"
+    cache = _litellm().in_memory_llm_clients_cache
+    for name in [name for name in cache.cache_dict if name.startswith(mark)]:
+        cache.delete_cache(name)
 
 
 def _client() -> httpx.AsyncClient:

@@ -7,7 +7,7 @@ and exit with :attr:`RouterError.exit_code`, the server turns it into the dialec
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 if TYPE_CHECKING:
@@ -74,15 +74,24 @@ class RequestError(RouterError):
         The field of the body that is wrong.
     code : str or None
         A short stable word, as OpenAI's ``error.code``.
+    headers : mapping, optional
+        What the answer carries beside it: ``www-authenticate``, ``retry-after``.
     """
 
     def __init__(
-        self, message: str, *, status: int = 400, param: str | None = None, code: str | None = None
+        self,
+        message: str,
+        *,
+        status: int = 400,
+        param: str | None = None,
+        code: str | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(message)
         self.status = status
         self.param = param
         self.code = code
+        self.headers = dict(headers or {})
 
 
 class UpstreamError(RouterError):

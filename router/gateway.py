@@ -13,11 +13,14 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Protocol
 
+from router.clients import ClientKeys
 from router.decision import Decision, RequestFacts, decide, needs_prediction
 from router.dispatch import Destination, Dispatcher, destination, scrubber
 from router.errors import PolicyError
+from router.failover import Failover
 from router.features import Prompt
 from router.metrics import Metrics
 from router.policy import Policy
@@ -94,14 +97,15 @@ class InForce:
         """The bundle's name."""
         return self.predictor.name if self.predictor else None
 
-    def destination(self, name: str) -> Destination:
-        """A target with its key; :class:`router.errors.UpstreamError` 401 where that is not set."""
-        return destination(name, self.policy.targets[name], self._environment, self._scrub)
+    def destination(self, name: str, headers: Mapping[str, str] = MappingProxyType({})) -> Destination:
+        """A target with its key, which ``headers`` may hold; raises what :func:`router.dispatch.destination` does."""
+        return destination(name, self.policy.targets[name], self._environment, self._scrub, headers)
 
 
 class Gateway:
     """One server's state; parameters as for :class:`InForce`, which it starts with.
 
+    ``clients`` are those who may use it; anybody, where there are none.
     ``live`` keeps policy and bundle as their sources say, where they have such.
     """
 
@@ -112,11 +116,14 @@ class Gateway:
         policy: Policy,
         predictor: PromptPredictor | None,
         environment: Mapping[str, str] | None = None,
+        clients: ClientKeys | None = None,
     ) -> None:
         self.environment = os.environ if environment is None else environment
         self.in_force = InForce(policy, predictor, self.environment)
+        self.clients = clients
         self.dispatcher = Dispatcher()
         self.metrics = Metrics()
+        self.failover = Failover(self.metrics)
         self.started = int(time.time())
         # The encoder releases the GIL, so prompts run beside one another; more threads than cores only queue.
         self._executor = ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="predict")
@@ -150,21 +157,24 @@ def load_gateway(settings: Settings, policy: Policy) -> Gateway:
     Raises
     ------
     BundleError, EncoderError, PolicyError
+    RouterError
+        The file of clients cannot be used.
     """
+    clients = None if settings.clients is None else ClientKeys.of(settings.clients)
     from router.bundle import default_bundle_dir
     from router.live import Live
 
     source = policy_source(settings)
     bundle = settings.bundle or default_bundle_dir()
     try:
-        gateway = Gateway(policy, _predictor(settings, policy, bundle))
+        gateway = Gateway(policy, _predictor(settings, policy, bundle), clients=clients)
     except PolicyError as error:
         kept = source.kept()
         if kept is None:
             raise
         logger.warning("%s: %s; the policy that was last in force is taken instead", source.shown, error)
         policy = kept
-        gateway = Gateway(policy, _predictor(settings, policy, bundle))
+        gateway = Gateway(policy, _predictor(settings, policy, bundle), clients=clients)
     gateway.live = Live(gateway, policy, source, bundle, settings.bundle_seconds)
     return gateway
 

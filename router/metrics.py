@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Iterator
 from typing import Literal
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest, multiprocess
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest, multiprocess
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
@@ -66,6 +66,35 @@ class Metrics:
             "router_cost_usd", "Cost by the policy's prices.", ("target",), registry=self._registry
         )
 
+        self._attempts = Counter(
+            "router_attempts",
+            "Calls of targets, and places in them that were waited for in vain, by how they ended.",
+            ("target", "outcome"),
+            registry=self._registry,
+        )
+        self._rerouted = Counter(
+            "router_rerouted",
+            "Answers of a target other than the one that was decided on, by why.",
+            ("target", "reason"),
+            registry=self._registry,
+        )
+        self._faults = Counter(
+            "router_faulty_answers",
+            "Answers that were none, and so asked for again of the stronger target.",
+            ("target", "fault"),
+            registry=self._registry,
+        )
+        self._cooldowns = Counter(
+            "router_cooldowns", "Cooldowns that began.", ("target",), registry=self._registry
+        )
+        # The time, and not a yes or no: a cooldown ends without anybody being there to count it.
+        self._cooling_until = Gauge(
+            "router_cooling_until_timestamp_seconds",
+            "Until when a target is passed over; it is cooling down while this is in the future.",
+            ("target",),
+            registry=self._registry,
+            multiprocess_mode="livemax",
+        )
         self._reloads = {
             "policy": Counter(
                 "router_policy_reloads",
@@ -113,6 +142,20 @@ class Metrics:
             self._tokens.labels(target, "cached").inc(usage.cached)
         if prices is not None:
             self._dollars.labels(target).inc(usage.cost(prices))
+
+    def attempted(self, target: str, outcome: str) -> None:
+        self._attempts.labels(target, outcome).inc()
+
+    def rerouted(self, target: str, reason: str) -> None:
+        self._rerouted.labels(target, reason).inc()
+
+    def faulty(self, target: str, fault: str) -> None:
+        self._faults.labels(target, fault).inc()
+
+    def cooled(self, target: str, until: float) -> None:
+        """A target cools down until this time, in seconds since 1970."""
+        self._cooldowns.labels(target).inc()
+        self._cooling_until.labels(target).set(until)
 
     def text(self) -> bytes:
         """The page that Prometheus reads; of all workers, where they share their counts."""

@@ -27,6 +27,11 @@ def description(version: str) -> dict[str, Any]:
             "/v1/chat/completions": {
                 "post": _operation("Chat completion", "ChatRequest", "ChatAnswer", "Error", stream=True)
             },
+            "/api/openrouter/chat/completions": {
+                "post": _operation(
+                    "Chat completion, at Kilo's path", "ChatRequest", "ChatAnswer", "Error", True
+                )
+            },
             "/v1/messages": {
                 "post": _operation("Message", "MessagesRequest", "Message", "MessagesError", stream=True)
             },

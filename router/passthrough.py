@@ -217,17 +217,22 @@ async def send(
 
 
 async def whole(
-    response: httpx.Response,
-    target: Target,
-    scrub: Scrubber,
-    usage: Callable[[Mapping[str, Any]], Usage | None] = usage_of,
+    response: httpx.Response, target: Target, scrub: Scrubber, dialect: str = "chat"
 ) -> tuple[bytes, dict[str, Any], Usage | None]:
     """A whole answer: its body, the same as an object, and what it used.
+
+    Parameters
+    ----------
+    response : httpx.Response
+    target : Target
+    scrub : Scrubber
+    dialect : str
+        That of the answer; ``count`` for a count of tokens.
 
     Raises
     ------
     UpstreamError
-        It is an error all the same, or no JSON object.
+        It is an error all the same, or no answer of the dialect.
     """
     try:
         content = await response.aread()
@@ -239,7 +244,20 @@ async def whole(
         raise UpstreamError(
             f"The provider of {target.model} answered with something other than a JSON object.", status=502
         )
+    field, words, usage = _WHOLE[dialect]
+    if field not in data:  # an error in words of its own, mostly
+        nonsense = f"The provider of {target.model} answered with something other than {words}."
+        raise answered_error(target, scrub, status=502, body=data, otherwise=nonsense)
     return content, data, usage(data)
+
+
+# By dialect: a field that every answer has, what it is called, and how its usage is read.
+_WHOLE: dict[str, tuple[str, str, Callable[[Mapping[str, Any]], Usage | None]]] = {
+    "chat": ("choices", "a chat completion", usage_of),
+    "messages": ("content", "a message", usage_of_messages),
+    "responses": ("output", "a response", usage_of_responses),
+    "count": ("input_tokens", "a count of tokens", lambda data: None),
+}
 
 
 async def events(response: httpx.Response, target: Target, scrub: Scrubber) -> AsyncGenerator[Event]:
@@ -338,8 +356,13 @@ async def _received(
                 if event.data == "[DONE]":
                     await _drain(received)
                     return
-                if event.data:
-                    yield event
+                if not event.data:
+                    continue
+                # The ends tell half a chunk, or a page of HTML, without parsing every one.
+                if not (event.data.startswith("{") and event.data.rstrip().endswith("}")):
+                    nonsense = f"The provider of {target.model} sent something other than JSON objects in its stream."
+                    raise UpstreamError(nonsense, status=502)
+                yield event
     finally:
         await response.aclose()
 

@@ -50,6 +50,9 @@ Variable = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
 Price = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Threshold = Annotated[float, Field(ge=-1, le=1)]
 Speech = Literal["chat", "messages", "responses"]
+KeyHeader = Annotated[str, StringConstraints(pattern=r"^x-[a-z0-9-]{1,62}$")]
+Seconds = Annotated[float, Field(gt=0, le=86_400)]
+Fault = Literal["refusal", "refusal_text", "invalid_json", "empty"]
 Quality = Annotated[float, Field(gt=0, le=1.5)]
 Characters = Annotated[int, Field(ge=0)]
 Pattern = Annotated[str, StringConstraints(pattern=r"^[\x21-\x7e]{1,128}$")]
@@ -65,6 +68,17 @@ _RESERVED_PARAMS = frozenset(
 
 # Keys never stand in a policy.
 _KEY_HEADERS = frozenset(("authorization", "api-key", "x-api-key", "x-goog-api-key"))
+
+# What a header with a client's own provider key may not be called: what the router reads itself.
+_OWN_HEADERS = (
+    "x-router-",
+    "x-api-key",
+    "x-request-id",
+    "x-session-",
+    "x-kilocode-",
+    "x-claude-code-",
+    "x-forwarded-",
+)
 
 
 class _Section(BaseModel):
@@ -88,6 +102,17 @@ class Prices(_Section):
         return (plain * self.input + cached + output * self.output) / 1e6
 
 
+class Cooldown(_Section):
+    """When a target is passed over: after so many failures in a row, for so many seconds; then one request probes it.
+
+    A failure counts to the row where it comes at most ``seconds`` after the one before. An answer of 429 or 503 that
+    says when to come back (``Retry-After``) cools the target for that long, at most five minutes.
+    """
+
+    failures: Annotated[int, Field(ge=1, le=1000)] = 3
+    seconds: Seconds = 30
+
+
 class Target(_Section):
     """An LLM that requests can go to.
 
@@ -100,6 +125,9 @@ class Target(_Section):
     api_key_env : str or None
         The environment variable that holds the key. None for a server that wants none, or where litellm finds
         the provider's credentials itself.
+    api_key_header : str or None
+        The request header in which a client sends a key of its own for this provider (``x-openai-key``). It counts
+        before ``api_key_env``; without an ``api_key_env``, requests that do not hold it are answered with 401.
     api_base : str or None
         The server's URL. An ``openai/…`` target with one gets messages, tools and the like as they came.
     params : mapping
@@ -108,7 +136,18 @@ class Target(_Section):
     drop_params : bool
         Leave out what the provider does not take, instead of answering 400; not where bodies pass through.
     timeout : float
-        Seconds until the answer, or until a stream's next chunk.
+        Seconds until the answer, retries and what was waited between them included, or until a stream's next chunk.
+    retries : int
+        How often a request is sent again, where the provider cannot be reached, breaks off or answers 429 or 5xx; never
+        after the first byte of an answer, nor where it wants to be left alone for longer than two seconds. None by
+        default: most clients try again themselves.
+    fallbacks : list of str
+        The targets that are tried next, in this order. Only the list of the target that was decided on counts.
+    cooldown : Cooldown or None
+        None: it is never passed over.
+    max_concurrency : int or None
+        Requests at a time, in one process; others wait ``queue_seconds`` for a place, then take a fallback.
+    queue_seconds : float
     speaks : set of str
         The dialects that its server takes: bodies of these pass as they came. Where nothing is said, ``anthropic/…``
         takes ``messages``, ``openai/…`` takes ``chat``, and without an ``api_base`` ``responses`` too.
@@ -121,6 +160,7 @@ class Target(_Section):
     model: ModelId = ""
     echo: bool = False
     api_key_env: Variable | None = None
+    api_key_header: KeyHeader | None = None
     api_base: Url | None = None
     family: Name | None = None
     context_window: Annotated[int, Field(gt=0)] | None = None
@@ -129,7 +169,12 @@ class Target(_Section):
     prices: Prices | None = None
     params: Mapping[str, Any] = Field(default_factory=dict)
     drop_params: bool = False
-    timeout: Annotated[float, Field(gt=0, le=86_400)] = 600
+    timeout: Seconds = 600
+    retries: Annotated[int, Field(ge=0, le=10)] = 0
+    fallbacks: tuple[Name, ...] = ()
+    cooldown: Cooldown | None = Cooldown()
+    max_concurrency: Annotated[int, Field(ge=1)] | None = None
+    queue_seconds: Annotated[float, Field(ge=0, le=3600)] = 5
     speaks: frozenset[Speech] = frozenset()
 
     @model_validator(mode="before")
@@ -154,6 +199,8 @@ class Target(_Section):
         keys = [name for name in headers if str(name).lower() in _KEY_HEADERS]
         if keys:
             raise ValueError(f"params.extra_headers may not set {keys[0]}: name a variable in api_key_env")
+        if self.api_key_header is not None and self.api_key_header.startswith(_OWN_HEADERS):
+            raise ValueError(f"api_key_header may not be {self.api_key_header}: the router reads that itself")
         return self
 
 
@@ -215,6 +262,27 @@ class Predict(_Section):
         """The policy's targets that it names."""
         pair = tuple(name for name in (self.weak, self.strong) if name is not None)
         return pair or tuple(self.targets.values())
+
+
+class Escalate(_Section):
+    """A second chance: an answer that is none is asked for once more, of a stronger target. Both calls are paid for.
+
+    Attributes
+    ----------
+    to : str
+        A target; or ``strong``, the dearest of the tier's prediction.
+    when : set of str
+        What makes an answer none. ``refusal``: the provider says that the model refused. ``invalid_json``: JSON was asked
+        for, and it is not valid, or not by the schema asked for; or a tool's arguments are no JSON. ``empty``: neither text
+        nor a call of a tool. ``refusal_text``: a short answer in English that begins as refusals do.
+    buffer_streams : bool
+        Whether streams are held back until they are complete, so that they can be judged too; others are sent on as they
+        come, and nothing takes back what a client has read.
+    """
+
+    to: Name = STRONG
+    when: Annotated[frozenset[Fault], Field(min_length=1)] = frozenset(("refusal", "invalid_json", "empty"))
+    buffer_streams: bool = False
 
 
 class Bar(_Section):
@@ -289,11 +357,14 @@ class Tier(_Section):
         For requests that end in a tool's result, before the policy's own rules.
     move_up : {"policy", "tier"}
         Among which targets a dearer one is looked for where the chosen one cannot take a request.
+    escalate : Escalate or None
+        A second chance for answers that are none.
     """
 
     predict: Predict | None = None
     modes: Mapping[Mode, ModeChoice] = Field(default_factory=dict)
     default: Name = PREDICT
+    escalate: Escalate | None = None
     unknown_mode: Literal["default", "predict"] = "default"
     steps: tuple[StepRule, ...] = ()
     move_up: Literal["policy", "tier"] = "policy"
@@ -493,6 +564,15 @@ class Policy(_Section):
         floor = own.cost(input=tokens.input, output=tokens.output)
         priced = sorted((other for other in cost if cost[other] >= floor), key=cost.__getitem__)
         return [*priced, *(other for other in below if other not in cost)]
+
+    def stronger(self, tier: str) -> str:
+        """The target that this tier escalates to."""
+        section = self.tiers[tier]
+        assert section.escalate is not None
+        if section.escalate.to in self.targets:
+            return section.escalate.to
+        assert section.predict is not None
+        return section.predict.named()[-1]  # cheapest first, once bound
 
     def missing_keys(self, environment: Mapping[str, str]) -> list[str]:
         """One line for each environment variable that a target needs and that is not set."""
@@ -760,10 +840,12 @@ _KEYS = frozenset(
     for section in (
         Policy,
         Target,
+        Cooldown,
         Prices,
         Predict,
         Tokens,
         Tier,
+        Escalate,
         Bar,
         ModePrediction,
         StepRule,
@@ -845,6 +927,29 @@ def _wrong_references(policy: Policy) -> Iterator[tuple[Loc, str]]:
             yield ("aliases", alias), "is the name of a target or a tier already"
         elif policy._address(name) is None:
             yield ("aliases", alias), f"{name} is no target, tier or tier:mode"
+    yield from _wrong_ways_out(policy)
+
+
+def _wrong_ways_out(policy: Policy) -> Iterator[tuple[Loc, str]]:
+    """Fallbacks and escalations that lead nowhere, or back."""
+    targets = ", ".join(policy.targets)
+    for name, target in policy.targets.items():
+        for index, fallback in enumerate(target.fallbacks):
+            at: Loc = ("targets", name, "fallbacks", index)
+            if fallback == name:
+                yield at, f"{name} cannot be its own fallback"
+            elif fallback not in policy.targets:
+                yield at, f"no target is named {fallback}; there are {targets}"
+            elif fallback in target.fallbacks[:index]:
+                yield at, f"{fallback} is on the list already: each is tried once"
+    for name, tier in policy.tiers.items():
+        if tier.escalate is None or tier.escalate.to in policy.targets:
+            continue
+        at = ("tiers", name, "escalate", "to")
+        if tier.escalate.to != STRONG:
+            yield at, f"{tier.escalate.to} is neither {STRONG} nor one of the targets, {targets}"
+        elif tier.predict is None:
+            yield at, f"{STRONG} is the dearest of a prediction, which this tier has not; name a target"
 
 
 def _wrong_steps(policy: Policy, at: Loc, rules: Sequence[StepRule]) -> Iterator[tuple[Loc, str]]:

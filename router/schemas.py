@@ -76,6 +76,16 @@ class RouteRequest:
         return prompt_from_messages(self.body["messages"], self.body.get("tools"))
 
 
+def ask_for_usage(body: dict[str, Any]) -> None:
+    """Put OpenRouter's ``usage: {"include": true}``, which OpenAI refuses, as OpenAI's ``stream_options``; in place."""
+    usage = body.get("usage")
+    if not isinstance(usage, dict) or "include" not in usage:
+        return
+    del body["usage"]
+    if usage["include"] is True and body.get("stream") and body.get("stream_options") is None:
+        body["stream_options"] = {"include_usage": True}
+
+
 def read_route(content: bytes, limits: Limits) -> RouteRequest:
     """Read the body of ``/v1/route``; raises :class:`RequestError`."""
     body = read_object(content)

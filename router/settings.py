@@ -11,11 +11,13 @@ One order for all of them, the first that is there counts:
 
 The section ``server`` of the policy that was found so speaks for the settings that 1 and 2 left open. What a policy
 may do (``ROUTER_ALLOWED_KEYS``, ``ROUTER_POLICY_ALLOW_REDIRECTS``, ``ROUTER_POLICY_ALLOW_PRIVATE``), and where the last
-good one from a URL is kept (``ROUTER_STATE_DIR``), is said by flag or variable alone.
+good one from a URL is kept (``ROUTER_STATE_DIR``), is said by flag or variable alone. So is who
+may use the server (``ROUTER_CLIENTS``, ``ROUTER_OPEN_TO_ANYONE``).
 """
 
 from __future__ import annotations
 
+import ipaddress
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -72,6 +74,8 @@ class Settings(BaseSettings):
     port: Annotated[int, Field(ge=0, le=65_535)] = 8080
     workers: Annotated[int, Field(ge=1, le=256)] = 1
     log_level: LogLevel = "info"
+    clients: Path | None = None
+    open_to_anyone: bool = False
     reload_seconds: Annotated[float, Field(ge=0, le=86_400)] | None = None
     allowed_keys: str | None = None
     policy_allow_redirects: bool = False
@@ -119,6 +123,29 @@ def load_settings(**flags: Any) -> tuple[Settings, Policy]:
         section["bundle"] = place.parent / section["bundle"]
     left_open = {name: value for name, value in section.items() if name not in settings.model_fields_set}
     return _checked({**left_open, **given, "policy": place}), policy
+
+
+def check_exposure(settings: Settings) -> None:
+    """Without client keys a server listens on the loopback interface only, unless told otherwise in so many words.
+
+    Raises
+    ------
+    UsageError
+        Anybody who reaches the address could use the server's provider keys.
+    """
+    if settings.clients is None and not settings.open_to_anyone and not is_loopback(settings.host):
+        raise UsageError(
+            f"anybody who reaches {settings.host} could spend your providers' keys: start with --clients FILE, "
+            "which `router keys new NAME --clients FILE` writes, or say --open-to-anyone"
+        )
+
+
+def is_loopback(host: str) -> bool:
+    """Whether an address to listen on is reached from this machine alone."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def policy_source(settings: Settings) -> Source:

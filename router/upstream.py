@@ -94,6 +94,10 @@ class Scrubber:
     def __init__(self, secrets: Sequence[str]) -> None:
         self._secrets = sorted((secret for secret in secrets if len(secret) >= 4), key=len, reverse=True)
 
+    def and_also(self, secret: str) -> Scrubber:
+        """One that removes this secret too."""
+        return Scrubber([*self._secrets, secret])
+
     def __call__(self, text: str) -> str:
         for secret in self._secrets:
             text = text.replace(secret, "[key]")

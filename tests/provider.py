@@ -46,6 +46,7 @@ class Provider:
     def __init__(self) -> None:
         self.seen: deque[Seen] = deque(maxlen=1000)  # a measurement sends more than memory should hold
         self.url = ""
+        self.replies: dict[str, deque[Response]] = {}  # by model, answered first, each once
         self.app = Starlette(
             routes=[
                 Route("/v1/chat/completions", self.chat, methods=["POST"]),
@@ -54,6 +55,10 @@ class Provider:
                 Route("/v1/responses", self.responses, methods=["POST"]),
             ]
         )
+
+    def reply(self, model: str, *replies: Response) -> None:
+        """Let the next requests for a model be answered so."""
+        self.replies.setdefault(model, deque()).extend(replies)
 
     @property
     def last(self) -> Seen:
@@ -64,6 +69,8 @@ class Provider:
         self.seen.append(seen)
         body = seen.body
         model = body["model"]
+        if self.replies.get(model):
+            return self.replies[model].popleft()
         if model == "rate-limited":
             return _error(
                 429, "Rate limit reached", "rate_limit_error", "rate_limit_exceeded", {"retry-after": "7"}
@@ -76,6 +83,18 @@ class Provider:
             return _error(
                 400, "Unsupported value", "invalid_request_error", "unsupported_value", param="temperature"
             )
+        if model == "garbage":
+            half = '{"id": "chatcmpl-1", "choi'
+            if body.get("stream"):
+                return Response(f"data: {half}\n\n", media_type="text/event-stream")
+            return Response(half, media_type="application/json")
+        if model == "detail-in-200":
+            return JSONResponse({"detail": f"model is loading ({SECRET})"})
+        if model == "error-in-200":
+            return _error(200, f"Provider returned error ({SECRET})", "server_error", None)
+        if model == "resets":
+            media_type = "text/event-stream" if body.get("stream") else "application/json"
+            return StreamingResponse(_reset(), media_type=media_type)
         if model == "hang":
             await _until_gone(request, seen)
             return Response(status_code=499)
@@ -297,6 +316,12 @@ def _anthropic_error(
 ) -> JSONResponse:
     body = {"type": "error", "error": {"type": kind, "message": message}, "request_id": "req_theirs"}
     return JSONResponse(body, status_code=status, headers=headers)
+
+
+async def _reset() -> AsyncIterator[bytes]:
+    """The head of an answer, and then no connection."""
+    yield b""
+    raise ConnectionResetError
 
 
 def _completion(body: dict[str, Any]) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import numpy as np
 from provider import Provider, provider, serve
 
 from router.app import create_app
+from router.clients import ClientKeys
 from router.features import Prompt
 from router.gateway import Gateway
 from router.policy import Policy
@@ -45,8 +46,16 @@ class Running:
     gateway: Gateway
 
 
-def policy(base: str, dialects: bool = False, **changes: Any) -> Policy:
-    """Two targets behind a tier, and one target for each way in which a provider can fail, in any dialect if asked."""
+def policy(
+    base: str,
+    more: Mapping[str, Mapping[str, Any]] | None = None,
+    dialects: bool = False,
+    **changes: Any,
+) -> Policy:
+    """Two targets behind a tier, and one target for each way in which a provider can fail, in any dialect if asked.
+
+    ``more`` are further targets; ``asks`` is the provider's name of the model, and so how it behaves.
+    """
 
     def target(name: str, **more: Any) -> dict[str, Any]:
         return {"model": f"openai/{name}", "api_base": base, "api_key_env": "TEST_PROVIDER_KEY", **more}
@@ -85,6 +94,12 @@ def policy(base: str, dialects: bool = False, **changes: Any) -> Policy:
             "down": target("small", api_base="http://127.0.0.1:9/v1"),
             **{name: target(name) for name in failing},
             **(spoken if dialects else {}),
+            **{
+                name: target(
+                    **{"name": fields["asks"], **{key: fields[key] for key in fields if key != "asks"}}
+                )
+                for name, fields in (more or {}).items()
+            },
         },
         "tiers": {
             "auto": {"predict": {"weak": "cheap", "strong": "frontier"}},
@@ -98,11 +113,11 @@ def policy(base: str, dialects: bool = False, **changes: Any) -> Policy:
 
 @contextmanager
 def running(
-    environment: Mapping[str, str] = ENVIRONMENT, dialects: bool = False, **changes: Any
+    environment: Mapping[str, str] = ENVIRONMENT, clients: ClientKeys | None = None, **changes: Any
 ) -> Iterator[Running]:
     """Serve provider and router, each on a free port and in a thread of its own."""
     with provider() as upstream:
-        gateway = Gateway(policy(upstream.url, dialects, **changes), WordPredictor(), environment)
+        gateway = Gateway(policy(upstream.url, **changes), WordPredictor(), environment, clients)
         with serve(create_app(gateway=gateway)) as url:
             # litellm makes pydantic warn while it loads, which no test asked for: it is loaded before they start.
             deadline = time.monotonic() + 60

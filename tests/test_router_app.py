@@ -649,3 +649,19 @@ def test_decisions_without_a_prediction_take_well_under_a_millisecond() -> None:
         runs = [timed(policy, content, headers, 1000) for _ in range(3)]
         assert {found for _, found in runs} == {reason}
         assert min(np.percentile(times[1], 99) for times, _ in runs) < 1.0
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_kilo_s_own_path_is_that_of_chat_completions(
+    http: httpx.Client, router: Running, stream: bool
+) -> None:
+    """Where Kilo's own provider sends what carries ``x-kilocode-mode``; it asks for the usage as OpenRouter has it."""
+    headers = {"x-kilocode-mode": "plan", "x-kilocode-taskid": "ses_1"}
+    body = ASK | {"model": "balanced", "stream": stream, "usage": {"include": True}}
+    answer = http.post("/api/openrouter/chat/completions", json=body, headers=headers, timeout=60)
+    assert answer.status_code == 200
+    assert answer.headers["x-router-target"] == "frontier"
+    sent = router.provider.last.body
+    assert "usage" not in sent
+    assert sent.get("stream_options") == ({"include_usage": True} if stream else None)
+    assert '"total_tokens":12' in answer.text.replace(" ", "")

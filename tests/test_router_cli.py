@@ -127,7 +127,7 @@ def test_decide_reads_jsonl(run: Run) -> None:
         (["serve", "--port", "x"], "", 2, "--port"),
         (["serve", "--workers", "0"], "", 2, "--workers: "),
         (["serve", "--log-level", "loud"], "", 2, "--log-level: "),
-        (["serve", "--host", "no.such.host.invalid"], "", 1, "cannot listen on"),
+        (["serve", "--host", "no.such.host.invalid", "--open-to-anyone"], "", 1, "cannot listen on"),
     ],
 )
 def test_a_wrong_call_is_one_line(
@@ -365,3 +365,70 @@ def test_explain_of_what_is_wrong_is_one_line(
     assert (code, out) == (status, "")
     assert err.count("\n") == 1
     assert message in err
+
+
+def test_keys_are_made_and_listed(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    scopes = ("--tiers", "auto, balanced", "--targets", "", "--requests-per-minute", "60", "--admin")
+    status, key, said = run("keys", "new", "alice", "--clients", "clients.yaml", *scopes)
+    assert status == 0
+    assert re.fullmatch(r"rk_[\w-]{43}\n", key)
+    assert "alice" in said
+    assert key.strip() not in said + (tmp_path / "clients.yaml").read_text()
+    monkeypatch.setenv("ROUTER_CLIENTS", "clients.yaml")
+    assert run("keys", "new", "bob")[0] == 0
+    alice = "alice  tiers=auto,balanced  targets=  requests_per_minute=60  admin"
+    assert run("keys", "list") == (0, f"{alice}\nbob\n", "")
+    status, out, said = run("keys", "new", "bob")
+    assert (status, out) == (2, "")
+    assert "there is a client named bob already" in said
+
+
+def test_keys_want_a_file(run: Run) -> None:
+    status, _, said = run("keys", "new", "alice")
+    assert (status, said) == (
+        2,
+        "router: say which file holds the clients: --clients FILE, or ROUTER_CLIENTS\n",
+    )
+    status, _, said = run("keys", "list", "--clients", "none.yaml")
+    assert status == 2
+    assert "no clients can be read there" in said
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1", "example.org", ""])
+def test_without_keys_it_listens_on_loopback_only(run: Run, tmp_path: Path, host: str) -> None:
+    (tmp_path / "router.yaml").write_text(POLICY)
+    status, _, said = run("serve", "--host", host, "--port", "0")
+    assert status == 2
+    assert said.count("\n") == 1
+    assert "--clients FILE" in said
+    assert "--open-to-anyone" in said
+
+
+def test_the_policy_cannot_open_the_server(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "router.yaml").write_text(POLICY + "server: {host: 0.0.0.0}\n")
+    status, _, said = run("serve", "--port", "0")
+    assert status == 2
+    assert "--open-to-anyone" in said
+    (tmp_path / "router.yaml").write_text(POLICY + "server: {open_to_anyone: true}\n")
+    assert run("serve", "--port", "0")[0] == 1
+
+
+def test_who_may_use_it_is_said_at_the_start(tmp_path: Path) -> None:
+    from router.clients import ClientKeys
+    from router.gateway import Gateway
+    from router.policy import load_policy
+    from router.settings import Settings, check_exposure, is_loopback
+
+    (tmp_path / "router.yaml").write_text(POLICY)
+    policy = load_policy(tmp_path / "router.yaml")
+
+    def said(keys: ClientKeys | None = None, **settings: object) -> str:
+        found = Settings.model_validate({"policy": tmp_path / "router.yaml", **settings})
+        check_exposure(found)
+        return "\n".join(router.cli._greeting("http://x", found, Gateway(policy, None, {}, keys)))
+
+    assert "nobody else can reach it" in said()
+    assert "open to anyone" in said(host="0.0.0.0", open_to_anyone=True)
+    assert "open to anyone" not in said(host="127.0.0.1", open_to_anyone=True)
+    assert "clients.yaml (0)" in said(ClientKeys([]), host="0.0.0.0", clients="clients.yaml")
+    assert [is_loopback(host) for host in ("127.0.0.2", "::1", "localhost")] == [True] * 3

@@ -238,6 +238,43 @@ def test_complete_without_prices_takes_litellms_or_none(upstream: Provider, mode
     assert (asyncio.run(once()).cost is not None) == priced
 
 
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.filterwarnings("ignore:.*using the `ReadOnly` qualifier:UserWarning")
+@pytest.mark.filterwarnings("ignore:Accessing the 'model_.*fields' attribute:DeprecationWarning")
+def test_nothing_of_a_client_s_own_key_is_kept(
+    upstream: Provider, monkeypatch: pytest.MonkeyPatch, stream: bool
+) -> None:
+    """litellm caches the SDK's clients, and with them the keys, for an hour."""
+    import litellm
+
+    monkeypatch.setenv("OPENAI_BASE_URL", upstream.url)  # stands for api.openai.com
+    cache = litellm.in_memory_llm_clients_cache
+    evicted: list[Any] = []
+    monkeypatch.setattr(cache.evicted_client_closer, "schedule", evicted.append)
+    target = Target(model="openai/small", api_key_env="OURS", api_key_header="x-own-key")
+
+    async def kept(headers: dict[str, str]) -> list[str]:
+        dispatcher = Dispatcher()
+        to = destination("own", target, {"OURS": "sk-ours"}, scrubber([], {}), headers)
+        try:
+            if stream:
+                async for _ in await dispatcher.stream(to, {"messages": ASK}):
+                    pass
+            else:
+                await dispatcher.complete(to, {"messages": ASK})
+            return [client.api_key for client in cache.cache_dict.values() if hasattr(client, "api_key")]
+        finally:
+            for client in evicted:
+                await client.close()
+            await dispatcher.close()
+
+    assert asyncio.run(kept({})) == ["sk-ours"]
+    evicted.clear()
+    assert asyncio.run(kept({"x-own-key": "sk-theirs"})) == []
+    assert [client.api_key for client in evicted] == ["sk-theirs"]
+    assert upstream.last.headers["authorization"] == "Bearer sk-theirs"
+
+
 @pytest.mark.parametrize(
     ("text", "scrubbed"),
     [

@@ -541,3 +541,81 @@ def test_the_example_fits_the_bundle_that_comes_along() -> None:
     assert costs == sorted(costs)  # "cheapest first", as it tells its reader
     assert policy.tiers["top"].modes["plan"] == "opus"
     assert policy.limits == Limits(explain=True)  # what it shows is what counts without it, but for this
+
+
+WAYS_OUT = """\
+version: 1
+targets:
+  a: {echo: true, fallbacks: [b, c], retries: 2, cooldown: {failures: 5, seconds: 60}, max_concurrency: 8, queue_seconds: 0}
+  b: {echo: true, fallbacks: [a], cooldown: null}
+  c: {echo: true, api_key_header: x-openai-key}
+tiers:
+  t: {predict: {weak: a, strong: b}, escalate: {to: strong, when: [empty, refusal_text], buffer_streams: true}}
+  u: {default: a, escalate: {to: c}}
+default_tier: t
+"""
+
+
+def test_ways_out(tmp_path: Path) -> None:
+    policy = load_policy(written(tmp_path, WAYS_OUT))
+    assert policy.targets["a"].fallbacks == ("b", "c")
+    assert policy.targets["b"].cooldown is None
+    # What an empty policy means: nothing is sent twice, and what fails thrice in a row is passed over for a while.
+    plain = policy.targets["c"]
+    assert (plain.retries, plain.fallbacks, plain.max_concurrency) == (0, (), None)
+    assert plain.cooldown is not None
+    assert (plain.cooldown.failures, plain.cooldown.seconds) == (3, 30)
+    assert (policy.stronger("t"), policy.stronger("u")) == ("b", "c")
+    assert policy.bound_to(("x", "y"), 0.1).stronger("t") == "b"
+    escalate = policy.tiers["u"].escalate
+    assert escalate is not None
+    assert escalate.when == {"refusal", "invalid_json", "empty"}
+    assert not escalate.buffer_streams
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        (
+            "fallbacks: [b, c]",
+            "fallbacks: [b, a]",
+            r":3: targets\.a\.fallbacks\.1: a cannot be its own fallback$",
+        ),
+        ("fallbacks: [b, c]", "fallbacks: [b, b]", r":3: targets\.a\.fallbacks\.1: b is on the list already"),
+        (
+            "fallbacks: [a]",
+            "fallbacks: [d]",
+            r":4: targets\.b\.fallbacks\.0: no target is named d; there are a, b, c$",
+        ),
+        ("failures: 5", "failures: 0", r":3: targets\.a\.cooldown\.failures: "),
+        (
+            "failures: 5",
+            "failure: 5",
+            r":3: targets\.a\.cooldown\.failure: unknown key; did you mean failures\?",
+        ),
+        ("retries: 2", "retries: 11", r":3: targets\.a\.retries: "),
+        ("x-openai-key", "Authorization", r":5: targets\.c\.api_key_header: may not be written so"),
+        (
+            "x-openai-key",
+            "x-api-key",
+            r":5: targets\.c: api_key_header may not be x-api-key: the router reads that",
+        ),
+        ("x-openai-key", "x-router-mode", r":5: targets\.c: api_key_header may not be x-router-mode"),
+        (
+            "to: strong",
+            "to: best",
+            r":7: tiers\.t\.escalate\.to: best is neither strong nor one of the targets, a, b, c$",
+        ),
+        (
+            "to: c",
+            "to: strong",
+            r":8: tiers\.u\.escalate\.to: strong is the dearest of a prediction, which this tier has not",
+        ),
+        ("when: [empty, refusal_text]", "when: []", r":7: tiers\.t\.escalate\.when: "),
+        ("when: [empty, refusal_text]", "when: [slow]", r":7: tiers\.t\.escalate\.when"),
+    ],
+)
+def test_ways_out_that_are_wrong(tmp_path: Path, old: str, new: str, message: str) -> None:
+    assert old in WAYS_OUT
+    with pytest.raises(PolicyError, match=message):
+        load_policy(written(tmp_path, WAYS_OUT.replace(old, new, 1)))

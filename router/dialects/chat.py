@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from router.dialects.inbound import Inbound, View
-from router.schemas import check_messages, error_body, read_object, read_stream, to_json, wrong
+from router.schemas import ask_for_usage, check_messages, error_body, read_object, read_stream, to_json, wrong
 from router.upstream import Usage, usage_of
 
 DONE = b"data: [DONE]\n\n"
@@ -25,6 +25,7 @@ class Chat:
         options = body.get("stream_options")
         if options is not None and not isinstance(options, dict):
             wrong("stream_options", "must be an object")
+        ask_for_usage(body)
         return Inbound(self, body, stream, len(content))
 
     def to_chat(self, body: Mapping[str, Any], *, marks: bool = False) -> View:

@@ -1,0 +1,18 @@
+"""Every way in which a provider can fail, against the page that says what a client sees of it."""
+
+from __future__ import annotations
+
+import pytest
+from faults import MARKER, PAGE, page
+
+# litellm's own, at the first stream.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*using the `ReadOnly` qualifier:UserWarning"),
+    pytest.mark.filterwarnings("ignore:Accessing the 'model_.*fields' attribute:DeprecationWarning"),
+]
+
+
+def test_the_page_of_faults_is_what_a_client_sees() -> None:
+    _, marker, written = PAGE.read_text(encoding="utf-8").partition(MARKER)
+    assert marker
+    assert page() == written, "a change of what clients see: python tests/faults.py --write"
