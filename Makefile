@@ -6,13 +6,14 @@ BIN := $(VENV)/bin
 ENCODERS := .venv-encoders
 PROXY := .venv-proxy
 PEERS := .venv-peers
+FUZZ := .venv-schemathesis
 CLIENTS := .venv-clients
 AIDER := .venv-aider
 NODE := .clients-node
 PIP_FLAGS := --disable-pip-version-check --quiet --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help run demo test check test-encoders test-wheel test-clients soak bench-gateway peers benchmark clean
+.PHONY: help run demo test check test-encoders test-wheel test-schemathesis test-clients soak bench-gateway peers benchmark clean
 
 help:  ## what can be made
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -56,6 +57,13 @@ $(PEERS)/ready:
 	@echo "setting up $(PEERS) with UncommonRoute (minutes) …"
 	@test -x $(PEERS)/bin/python || $(PYTHON) -m venv $(PEERS)
 	@$(PEERS)/bin/python -m pip install --disable-pip-version-check --quiet uncommon-route==0.7.21
+	@touch $@
+
+# Its pytest plugin and its limits on other packages stay out of .venv.
+$(FUZZ)/ready:
+	@echo "setting up $(FUZZ) with schemathesis …"
+	@test -x $(FUZZ)/bin/python || $(PYTHON) -m venv $(FUZZ)
+	@$(FUZZ)/bin/python -m pip install --disable-pip-version-check --quiet schemathesis==4.32.5
 	@touch $@
 
 # Real clients, each where it cannot disturb the others: SDKs beside a server, Aider with its own pins, npm's in a folder.
@@ -106,6 +114,9 @@ test-encoders: $(ENCODERS)/ready  ## the encoder beside sentence-transformers; a
 
 test-wheel: $(VENV)/dev  ## the wheel, alone in an empty environment: it predicts and serves
 	$(BIN)/python tests/wheel_alone.py
+
+test-schemathesis: $(VENV)/dev $(FUZZ)/ready  ## requests made from /openapi.json find no server error (a minute)
+	$(BIN)/python tests/fuzz_openapi.py --schemathesis $(FUZZ)/bin/schemathesis
 
 test-clients: $(CLIENTS)/ready $(AIDER)/ready $(NODE)/ready  ## real clients in front of the gateway (minutes)
 	$(CLIENTS)/bin/python -m pytest -rs tests/clients/client_*.py

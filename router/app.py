@@ -25,6 +25,8 @@ from router.capability import lacks
 from router.clients import Client
 from router.content import Content
 from router.decision import Decision, RequestFacts
+from router.dialects import CHAT, MESSAGES, RESPONSES, Dialect, Inbound
+from router.dialects.messages import COUNT_PATH
 from router.dispatch import Answer, Destination, Stream
 from router.errors import RequestError, RouterError, UpstreamError
 from router.escalation import Held, fault_of, gist_of_answer, gist_of_events, hold
@@ -32,11 +34,9 @@ from router.failover import Attempt, Sent
 from router.features import Prompt
 from router.gateway import Gateway, load_gateway
 from router.metrics import CONTENT_TYPE
+from router.openapi import description
 from router.policy import Fault, Limits
 from router.schemas import (
-    ChatRequest,
-    error_body,
-    read_chat,
     read_facts,
     read_route,
     request_id,
@@ -52,6 +52,9 @@ logger = logging.getLogger("router")
 
 T = TypeVar("T")
 Complete = TypeVar("Complete", Answer, Held, Answer | Held)
+
+# Who counted the tokens of an answer of count_tokens: ``provider``, or ``estimate``.
+TOKEN_COUNT_HEADER = "x-router-token-count"
 
 # nginx's status for a client that went away before its answer. It is logged and counted; nobody receives it.
 CLIENT_GONE = 499
@@ -102,9 +105,21 @@ def create_app(settings: Settings | None = None, gateway: Gateway | None = None)
 
     # Kilo's own provider, the one that sends x-kilocode-mode, puts this path behind its base URL.
     @app.post("/api/openrouter/chat/completions")
-    @app.post("/v1/chat/completions")
+    @app.post(CHAT.path)
     async def chat_completions(request: Request) -> Response:
-        return await Exchange(request, gateway).run(_chat)
+        return await Exchange(request, gateway, CHAT).run(_converse)
+
+    @app.post(MESSAGES.path)
+    async def messages(request: Request) -> Response:
+        return await Exchange(request, gateway, MESSAGES).run(_converse)
+
+    @app.post(RESPONSES.path)
+    async def responses(request: Request) -> Response:
+        return await Exchange(request, gateway, RESPONSES).run(_converse)
+
+    @app.post(COUNT_PATH)
+    async def count_tokens(request: Request) -> Response:
+        return await Exchange(request, gateway, MESSAGES).run(_count_tokens)
 
     @app.post("/v1/route")
     async def route(request: Request) -> Response:
@@ -126,12 +141,16 @@ def create_app(settings: Settings | None = None, gateway: Gateway | None = None)
     async def metrics(request: Request) -> Response:
         return await Exchange(request, gateway).run(_metrics, counted=False)
 
+    @app.get("/openapi.json")
+    async def openapi() -> Response:
+        return _json_response(description(__version__))
+
     @app.exception_handler(HTTPException)
     async def http_error(request: Request, error: HTTPException) -> Response:
         # Starlette's own: no such path, no such method.
-        return _json_response(
-            error_body(RequestError(f"{error.detail}.", status=error.status_code)), error.status_code
-        )
+        dialect = MESSAGES if request.url.path.startswith(MESSAGES.path) else CHAT
+        wrong = RequestError(f"{error.detail}.", status=error.status_code)
+        return _json_response(dialect.error_body(wrong), error.status_code, dict(error.headers or {}))
 
     return app
 
@@ -151,6 +170,7 @@ class Exchange:
 
     request: Request
     gateway: Gateway
+    dialect: Dialect = CHAT
     started: float = field(default_factory=time.perf_counter)
     decision: Decision | None = None
     decision_ms: float = 0.0
@@ -182,7 +202,7 @@ class Exchange:
     async def run(
         self, handle: Callable[[Exchange], Coroutine[Any, Any, Response]], *, counted: bool = True
     ) -> Response:
-        """Answer with what ``handle`` returns, or with its error in OpenAI's shape; never a traceback.
+        """Answer with what ``handle`` returns, or with its error in the client's dialect; never a traceback.
 
         ``counted`` says whether the request counts in the client's rates, the metrics and the log.
         """
@@ -190,19 +210,23 @@ class Exchange:
             self._admit(counted)
             response = await handle(self)
         except RequestError as error:
-            response = _json_response(error_body(error), error.status, {**self.headers(), **error.headers})
+            response = self._error(error, error.status)
+            response.headers.update(error.headers)
         except UpstreamError as error:
-            response = _json_response(error_body(error), error.status, self.headers())
+            response = self._error(error, error.status)
             if error.retry_after is not None:
                 response.headers["retry-after"] = error.retry_after
         except ClientDisconnect:
             response = Response(status_code=CLIENT_GONE)
         except Exception as error:
             self._log_bug(error)
-            response = _json_response(error_body(error), 500, self.headers())
+            response = self._error(error, 500)
         if counted and not isinstance(response, EventStream):
             self.finish(response.status_code)
         return response
+
+    def _error(self, error: Exception, status: int) -> Response:
+        return _json_response(self.dialect.error_body(error, self.id), status, self.headers())
 
     def _admit(self, counted: bool) -> None:
         clients = self.gateway.clients
@@ -285,6 +309,8 @@ class Exchange:
     def headers(self) -> dict[str, str]:
         """What every answer carries, as far as it is known."""
         headers = {"x-request-id": self.id, "x-router-policy": self.in_force.version}
+        if self.dialect is MESSAGES:
+            headers["request-id"] = self.id  # Anthropic's name for it
         decision = self.decision
         if decision is not None:
             headers["x-router-target"] = decision.target
@@ -403,30 +429,30 @@ async def _gone(receive: Receive) -> None:
         pass
 
 
-async def _chat(exchange: Exchange) -> Response:
-    chat = read_chat(await exchange.body())
-    facts = read_facts(chat.body, exchange.request.headers, exchange.limits, chat.content())
+async def _converse(exchange: Exchange) -> Response:
+    inbound = exchange.dialect.read(await exchange.body(), exchange.request.headers)
+    facts = read_facts(inbound.body, exchange.request.headers, exchange.limits, inbound.content())
 
     async def answer() -> Response:
-        await exchange.decide(facts, chat.prompt)
-        return await _answer(exchange, chat, facts.content)
+        await exchange.decide(facts, inbound.prompt)
+        return await _answer(exchange, inbound, facts.content)
 
     return await unless_gone(exchange.request.receive, answer())
 
 
-async def _answer(exchange: Exchange, chat: ChatRequest, content: Content | None) -> Response:
+async def _answer(exchange: Exchange, inbound: Inbound, content: Content | None) -> Response:
     """Send a request where it was decided; then where the policy falls back to, or escalates."""
     policy = exchange.in_force.policy
     decision = exchange.decision
     assert decision is not None
     escalate = policy.tiers[decision.tier].escalate if decision.tier is not None else None
-    held = chat.stream and escalate is not None and escalate.buffer_streams
+    held = inbound.stream and escalate is not None and escalate.buffer_streams
 
     async def call(to: Destination) -> Answer | Stream | Held:
         dispatcher = exchange.gateway.dispatcher
-        if not chat.stream:
-            return await dispatcher.complete(to, chat.body)
-        stream = await dispatcher.stream(to, chat.body)
+        if not inbound.stream:
+            return await dispatcher.complete(to, inbound)
+        stream = await dispatcher.stream(to, inbound)
         return await hold(stream) if held else stream
 
     def able(name: str) -> bool:
@@ -441,7 +467,7 @@ async def _answer(exchange: Exchange, chat: ChatRequest, content: Content | None
     answer = exchange.complete(sent, sent.answer)
     if escalate is not None and decision.tier is not None:
         stronger = policy.stronger(decision.tier)
-        fault = await asyncio.to_thread(_fault, answer, chat.body, escalate.when)
+        fault = await asyncio.to_thread(_fault, answer, inbound.body, escalate.when)
         if fault is not None and sent.to.name != stronger and able(stronger):
             exchange.gateway.metrics.faulty(sent.to.name, fault)
             answer = await _escalated(exchange, stronger, call) or answer
@@ -468,6 +494,20 @@ def _fault(answer: Answer | Held, asked: Mapping[str, Any], faults: Collection[F
     if isinstance(answer, Held):
         return fault_of(gist_of_events(answer.events), asked, faults)
     return fault_of(gist_of_answer(json.loads(answer.body)), asked, faults)
+
+
+async def _count_tokens(exchange: Exchange) -> Response:
+    inbound = MESSAGES.read_count(await exchange.body(), exchange.request.headers)
+    facts = read_facts(inbound.body, exchange.request.headers, exchange.limits, inbound.content())
+
+    async def count() -> Response:
+        decision = await exchange.decide(facts, inbound.prompt)
+        to = exchange.in_force.destination(decision.target, exchange.request.headers)
+        counted = await exchange.gateway.dispatcher.count_tokens(to, inbound)
+        headers = exchange.headers() | {TOKEN_COUNT_HEADER: "estimate" if counted.estimated else "provider"}
+        return Response(counted.body, headers=headers, media_type="application/json")
+
+    return await unless_gone(exchange.request.receive, count())
 
 
 async def _route(exchange: Exchange) -> Response:

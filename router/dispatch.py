@@ -1,13 +1,17 @@
 """The only module that imports litellm, and not before it is needed: the import takes seconds and 160 MB.
 
-A request goes out in one of three forms:
+A request goes out in one of four forms:
 
-- a target ``openai/…`` with an ``api_base`` speaks OpenAI's dialect: bodies pass through litellm's HTTP client as
-  they came (:mod:`router.passthrough`);
-- for other providers of that dialect litellm maps and checks the parameters that it knows by model, and the
+- a target that speaks the client's dialect gets the body as it came, through litellm's HTTP client
+  (:mod:`router.passthrough`): chat at ``openai/…`` with an ``api_base``, messages at ``anthropic/…``, responses at
+  OpenAI, and whatever else the policy says that a target ``speaks``;
+- else it becomes a chat completion (:mod:`router.dialects`), and where the target speaks that, it goes the same way;
+- for other providers of OpenAI's dialect litellm maps and checks the parameters that it knows by model, and the
   rest of the body goes out as it came;
 - for all others litellm translates; what it has no translation for is refused, or left out where the target
   says ``drop_params``.
+
+The answer comes back in the client's dialect.
 
 What a client sends never reaches litellm's own parameters (``api_base``, ``api_key``, ``mock_response``, …):
 they would let it send our key to a server of its own.
@@ -16,6 +20,8 @@ they would let it send our key to a server of its own.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import dataclasses
 import functools
 import gc
 import hashlib
@@ -26,6 +32,7 @@ import os
 import re
 import threading
 import time
+import traceback
 import warnings
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -36,9 +43,14 @@ import httpx
 
 from router import passthrough
 from router.conversation import text_of
+from router.dialects import CHAT, Inbound, Writer
+from router.dialects.chat import DONE
+from router.dialects.messages import estimate_tokens
 from router.errors import RequestError, UpstreamError
+from router.passthrough import Endpoint, Event
 from router.policy import Prices, Target
-from router.schemas import error_body, to_json
+from router.reasoning import ANTHROPIC, GOOGLE, THOUGHT, family_of, keep_own, without_stranded_thinking
+from router.schemas import to_json
 from router.upstream import Scrubber, Usage, answered_error, late, usage_of
 
 logger = logging.getLogger("router")
@@ -46,9 +58,7 @@ logger = logging.getLogger("router")
 # Two threads that import litellm at once leave each other with half of it: its modules import in circles.
 _IMPORT = threading.Lock()
 
-# A chunk of a streamed answer as JSON, and the usage that it names.
-Chunk = tuple[bytes, Usage | None]
-Chunks = AsyncGenerator[Chunk]
+Events = AsyncGenerator[Event]
 
 State = Literal["idle", "loading", "ready", "failed"]
 
@@ -104,6 +114,10 @@ _KEY = re.compile(r"[\x21-\x7e]{1,4096}")
 
 # litellm names its own classes before the provider's words, and puts tracebacks and the request behind them.
 _PREFIX = re.compile(r"^(?:litellm\.\w+: )?(?:\w+(?:Error|Timeout): )*(?:\w+Exception - )?")
+# Where litellm reads a request, before anything is sent. What it trips over there, it reports as a broken connection.
+_TRANSLATING = frozenset(
+    ("completion", "get_optional_params", "transform_request", "async_transform_request")
+)
 _SUFFIX = re.compile(
     r"Traceback \(most recent call last\)|Received Messages=| Original exception: |\n\nNote: "
 )
@@ -127,36 +141,47 @@ class Completion:
     cost: float | None
 
 
+@dataclass(frozen=True, slots=True)
+class TokenCount:
+    """The body of an answer of ``count_tokens``, and whether it is an estimate of the router's."""
+
+    body: bytes
+    estimated: bool
+
+
 class Stream:
     """An answer that has begun: iterate over its server-sent events, then close it.
 
-    An error of the provider is the last event. ``usage`` and ``error`` are known when the stream has ended.
+    The events are of the client's dialect; an error of the provider is the last. ``usage`` and ``error`` are known
+    when the stream has ended.
     """
 
-    def __init__(self, chunks: Chunks, first: Chunk | None, to: Destination) -> None:
-        self._chunks = chunks
+    def __init__(self, events: Events, first: Event | None, to: Destination, inbound: Inbound) -> None:
+        self._events = events
         self._first = first
         self._to = to
+        self._dialect = inbound.dialect
         self.usage: Usage | None = None
         self.error: UpstreamError | None = None
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
-        chunk = self._first
+        event = self._first
+        first = last = b""
         try:
-            while chunk is not None:
-                data, usage = chunk
+            while event is not None:
+                data, usage = event
                 self.usage = usage or self.usage
-                yield b"data: " + data + b"\n\n"
-                chunk = await _next(self._chunks, self._to.target.timeout)
+                if data:
+                    first, last = first or data, data
+                    yield data
+                event = await _next(self._events, self._to.target.timeout)
         except Exception as error:
             self.error = upstream_error(error, self._to.target, self._to.scrub)
-            yield b"data: " + to_json(error_body(self.error)) + b"\n\n"
-        else:
-            yield b"data: [DONE]\n\n"
+            yield self._dialect.error_event(self.error, first, last)
 
     async def aclose(self) -> None:
         """Close the connection to the provider, wherever the stream stands."""
-        await self._chunks.aclose()
+        await self._events.aclose()
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,8 +226,8 @@ class Dispatcher:
         if self.state == "ready":
             await close_connections()
 
-    async def complete(self, to: Destination, body: Mapping[str, Any]) -> Answer:
-        """Send a chat completion and wait for all of it.
+    async def complete(self, to: Destination, inbound: Inbound) -> Answer:
+        """Send a request and wait for all of its answer, which is of the request's dialect.
 
         Raises
         ------
@@ -212,28 +237,36 @@ class Dispatcher:
             The target cannot take a field of the body.
         """
         await self.loaded()
-        return await _whole(to, body)
+        return await _whole(to, inbound)
 
-    async def stream(self, to: Destination, body: Mapping[str, Any]) -> Stream:
-        """Send a chat completion and wait for the first chunk, so that an error still has its status.
+    async def stream(self, to: Destination, inbound: Inbound) -> Stream:
+        """Send a request and wait for the first event of its answer, so that an error still has its status.
 
         Raises as :meth:`complete` does; what goes wrong later is the stream's last event.
         """
         await self.loaded()
-        chunks = await _chunks(to, body)
+        events = await _events(to, inbound)
         try:
-            first = await _next(chunks, to.target.timeout)
+            first = await _next(events, to.target.timeout)
         except Exception as error:
-            await chunks.aclose()
+            await events.aclose()
             raise upstream_error(error, to.target, to.scrub) from None
         except BaseException:  # cancelled: the client went away
-            await chunks.aclose()
+            await events.aclose()
             raise
-        if first is None:
+        if first is None or first[0] == DONE:
             raise UpstreamError(
                 f"The provider of {to.target.model} answered with an empty stream.", status=502
             )
-        return Stream(chunks, first, to)
+        return Stream(events, first, to, inbound)
+
+    async def count_tokens(self, to: Destination, inbound: Inbound) -> TokenCount:
+        """The input tokens of a body of ``/v1/messages``: Anthropic's own count at its targets, else an estimate.
+
+        Raises as :meth:`complete` does.
+        """
+        await self.loaded()
+        return await _counted(to, inbound)
 
     async def loaded(self) -> None:
         """Wait until litellm is there."""
@@ -277,7 +310,7 @@ async def complete(
     await asyncio.to_thread(_litellm)
     answer = await _whole(
         destination(model, target, os.environ, scrubber([target], os.environ)),
-        {"messages": list(messages), **params},
+        Inbound(CHAT, {"messages": list(messages), **params}),
     )
     usage = answer.usage or Usage(0, 0)
     data = json.loads(answer.body)
@@ -343,40 +376,158 @@ def destination(
     return Destination(name, target, key, scrub)
 
 
-async def _whole(to: Destination, body: Mapping[str, Any]) -> Answer:
+@dataclass(frozen=True, slots=True)
+class _Outbound:
+    """What is sent for a request: a body of the endpoint's dialect; of chat, through litellm, where there is none."""
+
+    endpoint: Endpoint | None
+    body: Mapping[str, Any]
+
+
+async def _whole(to: Destination, inbound: Inbound) -> Answer:
     """One request and all of its answer; errors as :class:`UpstreamError`."""
-    body = {field: value for field, value in body.items() if field not in ("stream", "stream_options")}
-    send = _sender(to, body)
+    out = _outbound(to, inbound, stream=False)
+    dialect, send = inbound.dialect, _sender(to, out)
     try:
         async with asyncio.timeout(to.target.timeout):
             response = await _unless_stale(send)
             if isinstance(response, httpx.Response):
-                return Answer(*await passthrough.whole(response, to.target, to.scrub))
-            data = _completion(response)
+                assert out.endpoint is not None
+                if out.endpoint.dialect == dialect.name:
+                    content, _, usage = await passthrough.whole(response, to.target, to.scrub, dialect.name)
+                    return Answer(content, usage)
+                _, data, _ = await passthrough.whole(response, to.target, to.scrub)
+            else:
+                data = _completion(response)
+            return Answer(to_json(dialect.answer(data, inbound, family_of(to.target))), usage_of(data))
     except Exception as error:
         raise upstream_error(error, to.target, to.scrub) from None
-    return Answer(to_json(data), usage_of(data))
 
 
-async def _chunks(to: Destination, body: Mapping[str, Any]) -> Chunks:
-    """One request and the chunks of its answer; errors before the first as :class:`UpstreamError`."""
-    body = {**body, "stream": True}
-    send = _sender(to, body)
+async def _events(to: Destination, inbound: Inbound) -> Events:
+    """One request and the events of its answer; errors before the first as :class:`UpstreamError`."""
+    out = _outbound(to, inbound, stream=True)
+    dialect, send = inbound.dialect, _sender(to, out)
     try:
         async with asyncio.timeout(to.target.timeout):
             response = await _unless_stale(send)
-            if isinstance(response, httpx.Response):
+            if not isinstance(response, httpx.Response):
+                return _worded(_translated(response), dialect.writer(inbound, family_of(to.target)))
+            assert out.endpoint is not None
+            if out.endpoint.dialect != dialect.name:
+                chunks = passthrough.chunks(response, to.target, to.scrub)
+                return _worded(chunks, dialect.writer(inbound, family_of(to.target)))
+            if dialect is CHAT:
                 return passthrough.events(response, to.target, to.scrub)
-            return _translated(response)
+            return passthrough.named_events(response, to.target, to.scrub, dialect.name)
     except Exception as error:
         raise upstream_error(error, to.target, to.scrub) from None
 
 
-def _sender(to: Destination, body: Mapping[str, Any]) -> Callable[[], Awaitable[Any]]:
-    """What sends a body: awaited, it gives an httpx.Response where bodies pass through, litellm's answer otherwise."""
-    if not to.target.echo and _dialect(to.target.model, to.target.api_base)[2] == "verbatim":
-        return lambda: _pass(to, body)
-    arguments = _arguments(to.name, to.target, body, to.key)
+async def _counted(to: Destination, inbound: Inbound) -> TokenCount:
+    endpoint = None if to.target.echo else _endpoint(to, inbound)
+    if endpoint is None or _dialect(to.target.model, to.target.api_base)[0] != "anthropic":
+        return TokenCount(to_json({"input_tokens": estimate_tokens(inbound.body)}), estimated=True)
+    out = _outbound(to, inbound, stream=False)
+    # Its params are for an answer: here some of them are refused.
+    asked = to.target.model_copy(update={"params": {"extra_headers": to.target.params.get("extra_headers")}})
+    at = dataclasses.replace(endpoint, url=f"{endpoint.url}/count_tokens")
+    body = {field: value for field, value in out.body.items() if field != "max_tokens"}
+    try:
+        async with asyncio.timeout(to.target.timeout):
+            response = await _unless_stale(lambda: passthrough.send(_client(), at, asked, body, to.scrub))
+            content, _, _ = await passthrough.whole(response, to.target, to.scrub, "count")
+            return TokenCount(content, estimated=False)
+    except Exception as error:
+        raise upstream_error(error, to.target, to.scrub) from None
+
+
+def _outbound(to: Destination, inbound: Inbound, stream: bool) -> _Outbound:
+    """The request as the destination takes it, without the mode and without other families' reasoning."""
+    dialect, family = inbound.dialect, family_of(to.target)
+    body = _without_mode(keep_own(dialect.name, inbound.body, family, inbound.families))
+    if dialect.name == "messages":
+        body = without_stranded_thinking(body)
+    endpoint = None if to.target.echo else _endpoint(to, inbound)
+    translated = endpoint is None or endpoint.dialect != dialect.name
+    if translated and dialect is not CHAT:
+        body = _as_chat(to, inbound, body, family, endpoint)
+        if stream:
+            body["stream_options"] = {"include_usage": True}  # other dialects always tell it
+    elif dialect.name == "responses":
+        body = {**body, "store": False}
+    if stream:
+        return _Outbound(endpoint, {**body, "stream": True})
+    return _Outbound(
+        endpoint, {field: value for field, value in body.items() if field not in ("stream", "stream_options")}
+    )
+
+
+def _as_chat(
+    to: Destination, inbound: Inbound, body: Mapping[str, Any], family: str, endpoint: Endpoint | None
+) -> dict[str, Any]:
+    """A body of another dialect as a chat completion that this destination takes."""
+    # What marks prompt caching, other families' providers refuse.
+    view = inbound.dialect.to_chat(body, marks=family == ANTHROPIC)
+    if view.lost and not to.target.drop_params:
+        raise RequestError(
+            f"'{view.lost[0]}' has no translation for the target {to.name}, which speaks another dialect; "
+            "leave it out, or set drop_params on the target in the policy.",
+            param=view.lost[0],
+            code="unsupported_parameter",
+        )
+    chat = dict(view.body)
+    limit = to.target.max_output_tokens
+    if limit is not None and chat.get("max_tokens", 0) > limit:
+        chat["max_tokens"] = limit  # clients ask for what their own model can do
+    if "reasoning_effort" in chat and not _reasons(to.target, endpoint):
+        del chat["reasoning_effort"]
+    if family == ANTHROPIC and _calls_without_thinking(chat["messages"]):
+        chat.pop("reasoning_effort", None)
+    elif family == ANTHROPIC and "reasoning_effort" in chat and endpoint is None:
+        thinking = body.get("thinking")
+        if isinstance(thinking, Mapping) and thinking.get("type") == "enabled":
+            del chat["reasoning_effort"]
+            chat["thinking"] = thinking  # litellm knows it by name
+    if family == GOOGLE and endpoint is not None:
+        chat["messages"] = [_signed(message) for message in chat["messages"]]
+    return chat
+
+
+def _calls_without_thinking(messages: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether the turn that goes on called tools without a thinking block, after which Anthropic allows no thinking."""
+    if not messages or messages[-1].get("role") != "tool":
+        return False
+    calls = [message for message in messages if message.get("tool_calls")]
+    return not (calls and calls[-1].get("thinking_blocks"))
+
+
+def _signed(message: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A message whose calls carry Google's signatures where its OpenAI dialect wants them."""
+    calls = message.get("tool_calls")
+    if not calls or not any(THOUGHT in call["id"] for call in calls):
+        return message
+    signed = []
+    for call in calls:
+        _, _, signature = call["id"].partition(THOUGHT)
+        extra = {"extra_content": {GOOGLE: {"thought_signature": signature}}} if signature else {}
+        signed.append({**call, **extra})
+    return {**message, "tool_calls": signed}
+
+
+def _reasons(target: Target, endpoint: Endpoint | None) -> bool:
+    """Whether a target takes an effort of reasoning: as the policy says, else as litellm knows."""
+    if target.supports is not None or endpoint is not None or target.echo:
+        return "reasoning" in (target.supports or ())
+    return bool(_litellm().supports_reasoning(model=target.model))
+
+
+def _sender(to: Destination, out: _Outbound) -> Callable[[], Awaitable[Any]]:
+    """What sends a request: awaited, it gives an httpx.Response where there is an endpoint, litellm's answer otherwise."""
+    endpoint = out.endpoint
+    if endpoint is not None:
+        return lambda: passthrough.send(_client(), endpoint, to.target, out.body, to.scrub)
+    arguments = _arguments(to.name, to.target, out.body, to.key)
     return lambda: _call(to, arguments)
 
 
@@ -400,21 +551,48 @@ def _forget(key: str) -> None:
         cache.delete_cache(name)
 
 
-async def _pass(to: Destination, body: Mapping[str, Any]) -> httpx.Response:
+def _client() -> httpx.AsyncClient:
     from litellm.llms.custom_httpx.http_handler import get_async_httpx_client
 
-    client = get_async_httpx_client("openai").client
-    _, model, _ = _dialect(to.target.model, to.target.api_base)
-    return await passthrough.send(client, to.target, model, _without_mode(body), to.key, to.scrub)
+    client: httpx.AsyncClient = get_async_httpx_client("openai").client
+    return client
 
 
-async def _translated(chunks: Any) -> Chunks:
+def _endpoint(to: Destination, inbound: Inbound) -> Endpoint | None:
+    """Where the request goes as it came; else the target's chat completions; None where litellm has to send it."""
+    provider, model, form = _dialect(to.target.model, to.target.api_base)
+    speaks = to.target.speaks or _SPEAKS.get((provider, to.target.api_base is not None), frozenset())
+    name = inbound.dialect.name
+    if name in speaks and name == "messages":
+        return passthrough.messages(to.target, provider, model, to.key, inbound.headers)
+    if name in speaks and name == "responses":
+        return passthrough.responses(to.target, model, to.key)
+    return passthrough.chat(to.target, model, to.key) if form == "verbatim" else None
+
+
+# What a target speaks where the policy does not say, by litellm's provider and whether it has an api_base.
+_SPEAKS = {
+    ("anthropic", True): frozenset(("messages",)),
+    ("anthropic", False): frozenset(("messages",)),
+    ("openai", False): frozenset(("responses",)),
+}
+
+
+async def _worded(chunks: AsyncGenerator[dict[str, Any]], writer: Writer) -> Events:
+    """The events of a client's dialect for a stream of chat chunks."""
+    async with contextlib.aclosing(chunks):
+        async for chunk in chunks:
+            yield writer.chunk(chunk), usage_of(chunk)
+    yield writer.end(), None
+
+
+async def _translated(chunks: Any) -> AsyncGenerator[dict[str, Any]]:
     """litellm's chunks, as a provider of OpenAI's dialect sends them."""
     try:
         async for chunk in chunks:
             data = _chunk(chunk)
             if data is not None:
-                yield to_json(data), usage_of(data)
+                yield data
     finally:
         await chunks.aclose()
 
@@ -496,16 +674,14 @@ def _arguments(name: str, target: Target, body: Mapping[str, Any], key: str | No
     if body.get("stream") and body.get("stream_options"):
         arguments["stream_options"] = body["stream_options"]
     if target.echo:
-        return arguments | {"custom_llm_provider": "openai", "mock_response": _echo(name, messages)}
+        # Nobody reads the messages, but litellm would check them.
+        mock = {"custom_llm_provider": "openai", "mock_response": _echo(name, messages)}
+        return arguments | mock | {"messages": []}
     provider, _, dialect = _dialect(target.model, target.api_base)
     if key is None and target.api_base is not None and dialect != "other":
         key = "none"  # or litellm would send OPENAI_API_KEY to a server that is not OpenAI's
     arguments |= {"api_key": key, "api_base": target.api_base, "drop_params": target.drop_params}
-    rest = {
-        field: value
-        for field, value in _without_mode(body).items()
-        if field not in _OWN and value is not None
-    }
+    rest = {field: value for field, value in body.items() if field not in _OWN and value is not None}
     known = _PARAMETERS if dialect == "openai" else _TRANSLATED
     arguments |= {field: value for field, value in rest.items() if field in known}
     extra = {field: value for field, value in rest.items() if field not in known}
@@ -526,20 +702,20 @@ def _arguments(name: str, target: Target, body: Mapping[str, Any], key: str | No
     return merged
 
 
-def _without_mode(body: Mapping[str, Any]) -> Mapping[str, Any]:
+def _without_mode(body: dict[str, Any]) -> dict[str, Any]:
     """The body without the mode: that is for the router. OpenAI refuses metadata on what is not stored, so none is left empty."""
     metadata = body.get("metadata")
-    if not isinstance(metadata, dict):
+    if not isinstance(metadata, dict) or "mode" not in metadata:
         return body
     kept = {key: value for key, value in metadata.items() if key != "mode"}
     return {**body, "metadata": kept or None}
 
 
-Dialect = Literal["verbatim", "openai", "other"]
+Form = Literal["verbatim", "openai", "other"]
 
 
 @functools.lru_cache(maxsize=256)
-def _dialect(model: str, api_base: str | None) -> tuple[str, str, Dialect]:
+def _dialect(model: str, api_base: str | None) -> tuple[str, str, Form]:
     """litellm's provider for a model, the model's name there, and in which form a body goes to it."""
     litellm = _litellm()
     try:
@@ -580,10 +756,10 @@ def _echo(name: str, messages: Sequence[Mapping[str, Any]]) -> str:
     return f"[{name}] {asks[-1][:_ECHO_CHARACTERS] if asks else ''}"
 
 
-async def _next(chunks: Chunks, timeout: float) -> Chunk | None:
+async def _next(events: Events, timeout: float) -> Event | None:
     try:
         async with asyncio.timeout(timeout):
-            return await anext(chunks)
+            return await anext(events)
     except StopAsyncIteration:
         return None
 
@@ -650,14 +826,32 @@ def upstream_error(error: Exception, target: Target, scrub: Scrubber) -> Upstrea
     status = getattr(error, "status_code", None)
     if isinstance(error, TimeoutError) or (isinstance(error, _litellm().Timeout) and not headers):
         return late(target)
+    untranslatable = False
     if not isinstance(status, int) or (status >= 500 and not headers):
-        status = 502
+        untranslatable = _is_untranslatable(error)
+        status = 400 if untranslatable else 502
     body = getattr(error, "body", None)
+    words = _SUFFIX.split(_PREFIX.sub("", str(error), count=1), maxsplit=1)[0].strip()
+    if untranslatable:
+        words = f"The request cannot be translated for {target.model}: {words}"
     return answered_error(
         target,
         scrub,
         status=status,
         body=body if isinstance(body, dict) else {},
         retry_after=headers.get("retry-after"),
-        otherwise=_SUFFIX.split(_PREFIX.sub("", str(error), count=1), maxsplit=1)[0].strip(),
+        otherwise=words,
     )
+
+
+def _is_untranslatable(error: BaseException | None) -> bool:
+    """Whether litellm failed over the request itself."""
+    while error is not None:
+        frames = {frame.name for frame in traceback.extract_tb(error.__traceback__)}
+        if (
+            isinstance(error, ValueError | TypeError | LookupError | AttributeError)
+            or type(error) is Exception
+        ):
+            return bool(frames & _TRANSLATING) or _is_untranslatable(error.__cause__ or error.__context__)
+        error = error.__cause__ or error.__context__
+    return False

@@ -50,6 +50,7 @@ Url = Annotated[str, StringConstraints(pattern=r"^https?://[\x21-\x7e]+$")]
 Variable = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 Price = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Threshold = Annotated[float, Field(ge=-1, le=1)]
+Speech = Literal["chat", "messages", "responses"]
 KeyHeader = Annotated[str, StringConstraints(pattern=r"^x-[a-z0-9-]{1,62}$")]
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
 Fault = Literal["refusal", "refusal_text", "invalid_json", "empty"]
@@ -148,6 +149,9 @@ class Target(_Section):
     max_concurrency : int or None
         Requests at a time, in one process; others wait ``queue_seconds`` for a place, then take a fallback.
     queue_seconds : float
+    speaks : set of str
+        The dialects that its server takes: bodies of these pass as they came. Where nothing is said, ``anthropic/…``
+        takes ``messages``, ``openai/…`` takes ``chat``, and without an ``api_base`` ``responses`` too.
     context_window, max_output_tokens : int or None
         Tokens of a request with its answer, and of an answer alone; None where not declared, and then not looked at.
     supports : set of str or None
@@ -172,6 +176,7 @@ class Target(_Section):
     cooldown: Cooldown | None = Cooldown()
     max_concurrency: Annotated[int, Field(ge=1)] | None = None
     queue_seconds: Annotated[float, Field(ge=0, le=3600)] = 5
+    speaks: frozenset[Speech] = frozenset()
 
     @model_validator(mode="before")
     @classmethod
@@ -187,6 +192,8 @@ class Target(_Section):
         reserved = sorted(_RESERVED_PARAMS & self.params.keys())
         if reserved:
             raise ValueError(f"params may not set {reserved[0]}")
+        if self.speaks and self.api_base is None:
+            raise ValueError("speaks is for a server that api_base names")
         headers = self.params.get("extra_headers") or {}
         if not isinstance(headers, Mapping):
             raise ValueError("params.extra_headers must be a mapping of header to value")

@@ -27,8 +27,9 @@ REQUEST_ID_HEADER = "x-request-id"
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 _SURROGATE = re.compile(rb"\\u[dD][89abAB]", re.ASCII)
 
-# OpenAI's error type for a status that the router itself answers with.
+# OpenAI's error type for a status, where it is not the provider that says it.
 _TYPES = {
+    400: "invalid_request_error",
     401: "authentication_error",
     403: "permission_error",
     404: "not_found_error",
@@ -36,32 +37,8 @@ _TYPES = {
     413: "request_too_large",
     429: "rate_limit_error",
 }
-
-
-@dataclass(frozen=True, slots=True)
-class ChatRequest:
-    """The body of a chat completion, as far as the router reads it.
-
-    Attributes
-    ----------
-    body : dict
-        As it came; what is dispatched is made of this.
-    stream : bool
-    size : int
-        Bytes of the body as it came.
-    """
-
-    body: dict[str, Any]
-    stream: bool
-    size: int
-
-    def content(self) -> Content:
-        """What the decision may read."""
-        return Content(self.body, self.size)
-
-    def prompt(self) -> Prompt:
-        """What the classifier reads."""
-        return prompt_from_messages(self.body["messages"], self.body.get("tools"))
+# Anthropic's types that OpenAI does not have.
+_FOREIGN = frozenset(("api_error", "billing_error", "overloaded_error"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,20 +76,6 @@ class RouteRequest:
         return prompt_from_messages(self.body["messages"], self.body.get("tools"))
 
 
-def read_chat(content: bytes) -> ChatRequest:
-    """Read the body of ``/v1/chat/completions``; raises :class:`RequestError`."""
-    body = read_object(content)
-    _check_messages(body)
-    stream = body.get("stream")
-    if stream is not None and not isinstance(stream, bool):
-        _wrong("stream", "must be true or false")
-    options = body.get("stream_options")
-    if options is not None and not isinstance(options, dict):
-        _wrong("stream_options", "must be an object")
-    ask_for_usage(body)
-    return ChatRequest(body, bool(stream), len(content))
-
-
 def ask_for_usage(body: dict[str, Any]) -> None:
     """Put OpenRouter's ``usage: {"include": true}``, which OpenAI refuses, as OpenAI's ``stream_options``; in place."""
     usage = body.get("usage")
@@ -132,19 +95,19 @@ def read_route(content: bytes, limits: Limits) -> RouteRequest:
             "Give one of 'prompt', 'prompts' and 'messages'.", param=given[1] if given else None
         )
     if "messages" in body:
-        _check_messages(body)
+        check_messages(body)
     elif "prompt" in body:
         if not isinstance(body["prompt"], str):
-            _wrong("prompt", "must be a string")
+            wrong("prompt", "must be a string")
     else:
         prompts = body["prompts"]
         if not isinstance(prompts, list):
-            _wrong("prompts", "must be a list of strings")
+            wrong("prompts", "must be a list of strings")
         if len(prompts) > limits.prompts:
-            _wrong("prompts", f"has {len(prompts)} entries; at most {limits.prompts} go into one request")
+            wrong("prompts", f"has {len(prompts)} entries; at most {limits.prompts} go into one request")
         for index, prompt in enumerate(prompts):
             if not isinstance(prompt, str):
-                _wrong(f"prompts[{index}]", "must be a string")
+                wrong(f"prompts[{index}]", "must be a string")
     return RouteRequest(body, "prompts" in body, len(content))
 
 
@@ -154,7 +117,7 @@ def read_facts(
     """What the decision needs of a body and its headers; raises :class:`RequestError`."""
     model = body.get("model")
     if model is not None and not isinstance(model, str):
-        _wrong("model", "must be a string")
+        wrong("model", "must be a string")
     return RequestFacts(model or "auto", _mode(body, headers), _threshold(headers, limits), content)
 
 
@@ -185,6 +148,41 @@ def read_object(content: bytes) -> dict[str, Any]:
     if not isinstance(body, dict):
         raise RequestError("The body must be a JSON object.")
     return body
+
+
+def read_stream(body: Mapping[str, Any]) -> bool:
+    """Whether a body asks for a stream; raises :class:`RequestError`."""
+    stream = body.get("stream")
+    if stream is not None and not isinstance(stream, bool):
+        wrong("stream", "must be true or false")
+    return bool(stream)
+
+
+def check_messages(body: Mapping[str, Any]) -> None:
+    """That ``messages`` and ``tools`` can be read, in chat's form and in Anthropic's; raises :class:`RequestError`."""
+    messages = body.get("messages")
+    if not isinstance(messages, list) or not messages:
+        wrong("messages", "must be a list with at least one message")
+    for index, message in enumerate(messages):
+        if not isinstance(message, dict):
+            wrong(f"messages[{index}]", "must be an object")
+        if not isinstance(message.get("role"), str):
+            wrong(f"messages[{index}].role", "must be a string")
+        content = message.get("content")
+        if isinstance(content, list):
+            if not all(isinstance(part, dict) for part in content):
+                wrong(f"messages[{index}].content", "must be a list of objects")
+        elif content is not None and not isinstance(content, str):
+            wrong(f"messages[{index}].content", "must be a string, a list of parts, or null")
+        if not _is_list_of_objects(message.get("tool_calls")):
+            wrong(f"messages[{index}].tool_calls", "must be a list of objects")
+    if not _is_list_of_objects(body.get("tools")):
+        wrong("tools", "must be a list of objects")
+
+
+def wrong(param: str, what: str) -> NoReturn:
+    """Refuse a field: :class:`RequestError` that names it."""
+    raise RequestError(f"'{param}' {what}.", param=param)
 
 
 def to_json(data: Any) -> bytes:
@@ -226,7 +224,9 @@ def error_body(error: Exception) -> dict[str, Any]:
         kind = _TYPES.get(error.status, "invalid_request_error")
         return _error(str(error), kind, error.param, error.code)
     if isinstance(error, UpstreamError):
-        return _error(str(error), error.type or "upstream_error", error.param, error.code)
+        told = None if error.type in _FOREIGN else error.type
+        kind = told or _TYPES.get(error.status, "upstream_error")
+        return _error(str(error), kind, error.param, error.code)
     return _error(
         "The server had an error while processing the request.", "server_error", None, "internal_error"
     )
@@ -234,27 +234,6 @@ def error_body(error: Exception) -> dict[str, Any]:
 
 def _error(message: str, kind: str, param: str | None, code: str | None) -> dict[str, Any]:
     return {"error": {"message": message, "type": kind, "param": param, "code": code}}
-
-
-def _check_messages(body: Mapping[str, Any]) -> None:
-    messages = body.get("messages")
-    if not isinstance(messages, list) or not messages:
-        _wrong("messages", "must be a list with at least one message")
-    for index, message in enumerate(messages):
-        if not isinstance(message, dict):
-            _wrong(f"messages[{index}]", "must be an object")
-        if not isinstance(message.get("role"), str):
-            _wrong(f"messages[{index}].role", "must be a string")
-        content = message.get("content")
-        if isinstance(content, list):
-            if not all(isinstance(part, dict) for part in content):
-                _wrong(f"messages[{index}].content", "must be a list of objects")
-        elif content is not None and not isinstance(content, str):
-            _wrong(f"messages[{index}].content", "must be a string, a list of parts, or null")
-        if not _is_list_of_objects(message.get("tool_calls")):
-            _wrong(f"messages[{index}].tool_calls", "must be a list of objects")
-    if not _is_list_of_objects(body.get("tools")):
-        _wrong("tools", "must be a list of objects")
 
 
 def _is_list_of_objects(value: Any) -> bool:
@@ -267,7 +246,7 @@ def _mode(body: Mapping[str, Any], headers: Mapping[str, str]) -> str | None:
             return _checked_mode(headers[header], header)
     metadata = body.get("metadata")
     if metadata is not None and not isinstance(metadata, dict):
-        _wrong("metadata", "must be an object")
+        wrong("metadata", "must be an object")
     if metadata and metadata.get("mode") is not None:
         return _checked_mode(metadata["mode"], "metadata.mode")
     return None
@@ -280,7 +259,7 @@ def _checked_mode(value: Any, where: str) -> str | None:
         mode = value.strip().lower()
         if MODE.fullmatch(mode):
             return mode
-    _wrong(where, "must be a word of at most 64 letters, digits, '-', '_' and '.'")
+    wrong(where, "must be a word of at most 64 letters, digits, '-', '_' and '.'")
 
 
 def _threshold(headers: Mapping[str, str], limits: Limits) -> float | None:
@@ -298,12 +277,8 @@ def _threshold(headers: Mapping[str, str], limits: Limits) -> float | None:
     except ValueError:
         threshold = math.nan
     if not -1 <= threshold <= 1:
-        _wrong(THRESHOLD_HEADER, "must be a number from -1 to 1")
+        wrong(THRESHOLD_HEADER, "must be a number from -1 to 1")
     return threshold
-
-
-def _wrong(param: str, what: str) -> NoReturn:
-    raise RequestError(f"'{param}' {what}.", param=param)
 
 
 def _no_constant(word: str) -> NoReturn:

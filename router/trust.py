@@ -61,6 +61,7 @@ PLAIN_FIELDS = frozenset(
         "prices",
         "params",
         "drop_params",
+        "speaks",
         "timeout",
         "retries",
         "fallbacks",

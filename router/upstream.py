@@ -52,6 +52,42 @@ def usage_of(data: Mapping[str, Any]) -> Usage | None:
     )
 
 
+def usage_of_messages(data: Mapping[str, Any]) -> Usage | None:
+    """The usage in an answer or event of Anthropic's dialect, whose ``input_tokens`` leave out what is cached."""
+    usage = data.get("usage")
+    if not isinstance(usage, dict):
+        message = data.get("message")
+        usage = message.get("usage") if isinstance(message, dict) else None
+        if not isinstance(usage, dict):
+            return None
+    cached, written = (
+        _count(usage.get("cache_read_input_tokens")),
+        _count(usage.get("cache_creation_input_tokens")),
+    )
+    return Usage(
+        input=_count(usage.get("input_tokens")) + cached + written,
+        output=_count(usage.get("output_tokens")),
+        cached=cached,
+        cache_write=written,
+    )
+
+
+def usage_of_responses(data: Mapping[str, Any]) -> Usage | None:
+    """The usage in a response or its last event; None where it holds none."""
+    response = data.get("response")
+    usage = (response if isinstance(response, dict) else data).get("usage")
+    if not isinstance(usage, dict):
+        return None
+    details = usage.get("input_tokens_details")
+    details = details if isinstance(details, dict) else {}
+    return Usage(
+        input=_count(usage.get("input_tokens")),
+        output=_count(usage.get("output_tokens")),
+        cached=_count(details.get("cached_tokens")),
+        cache_write=_count(details.get("cache_write_tokens")),
+    )
+
+
 class Scrubber:
     """Removes secrets from a provider's words: the keys in use, and whatever looks like one."""
 

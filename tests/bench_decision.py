@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 
 from router.bundle import default_bundle_dir, read_manifest
 from router.decision import decide, needs_prediction
+from router.dialects import CHAT
 from router.gateway import bound
 from router.policy import Policy, example_policy_path, load_policy
-from router.schemas import read_chat, read_facts
+from router.schemas import read_facts
 
 
 def conversation(messages: int = 50) -> bytes:
@@ -69,7 +70,7 @@ def timed(
 
     Reading facts from the parsed body is included. Where other processes keep the cores busy, the clock tells of them.
     """
-    chat = read_chat(content)
+    chat = CHAT.read(content, {})
     times = np.empty((2, n))
     for i in range(n):
         started, worked = time.perf_counter(), time.thread_time()

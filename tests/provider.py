@@ -1,4 +1,4 @@
-"""A loopback provider that speaks OpenAI's chat completions (and enough of Anthropic's messages).
+"""A loopback provider that speaks OpenAI's chat completions and responses, and Anthropic's messages.
 
 What it answers is chosen by the model's name, so that a policy can hold one target per behaviour. Every
 request is recorded as it arrived. For tests it runs in a thread; for measurements
@@ -25,6 +25,8 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 USAGE = {"prompt_tokens": 9, "completion_tokens": 3, "total_tokens": 12}
+# What a signature of Anthropic's looks like.
+SIGNATURE = "EqQBCkgIBxABGAIiQL8k1q2W0l7Yw9cZ5mXo3h6Vt4uNf8rJb2aGs+dKe/pTy7iQxC0zRnMwHvLgAaUoBjSD=="
 SECRET = "sk-upstream-secret-0123456789"
 
 
@@ -49,6 +51,8 @@ class Provider:
             routes=[
                 Route("/v1/chat/completions", self.chat, methods=["POST"]),
                 Route("/v1/messages", self.messages, methods=["POST"]),
+                Route("/v1/messages/count_tokens", self.count_tokens, methods=["POST"]),
+                Route("/v1/responses", self.responses, methods=["POST"]),
             ]
         )
 
@@ -143,18 +147,175 @@ class Provider:
     async def messages(self, request: Request) -> Response:
         seen = Seen(request.url.path, dict(request.headers), json.loads(await request.body()))
         self.seen.append(seen)
-        return JSONResponse(
-            {
-                "id": "msg_1",
-                "type": "message",
-                "role": "assistant",
-                "model": seen.body["model"],
-                "content": [{"type": "text", "text": "Hello there!"}],
-                "stop_reason": "end_turn",
-                "stop_sequence": None,
-                "usage": {"input_tokens": 9, "output_tokens": 3},
-            }
-        )
+        model = seen.body["model"]
+        if model == "rate-limited":
+            return _anthropic_error(429, "rate_limit_error", "Slow down", {"retry-after": "7"})
+        if model == "overloaded":
+            return _anthropic_error(529, "overloaded_error", f"Overloaded ({SECRET})")
+        message = _message(seen.body)
+        if seen.body.get("stream"):
+            return StreamingResponse(_message_events(message, model), media_type="text/event-stream")
+        return JSONResponse(message)
+
+    async def count_tokens(self, request: Request) -> Response:
+        self.seen.append(Seen(request.url.path, dict(request.headers), json.loads(await request.body())))
+        return JSONResponse({"input_tokens": 42})
+
+    async def responses(self, request: Request) -> Response:
+        seen = Seen(request.url.path, dict(request.headers), json.loads(await request.body()))
+        self.seen.append(seen)
+        model = seen.body["model"]
+        if model == "rate-limited":
+            return _error(
+                429, "Rate limit reached", "rate_limit_error", "rate_limit_exceeded", {"retry-after": "7"}
+            )
+        response = _response(seen.body)
+        if seen.body.get("stream"):
+            return StreamingResponse(_response_events(response, model), media_type="text/event-stream")
+        return JSONResponse(response)
+
+
+def _asks_for_tool(body: dict[str, Any]) -> bool:
+    """Whether a body of messages offers a tool and is not the result of one."""
+    content = body["messages"][-1]["content"]
+    blocks = content if isinstance(content, list) else []
+    return bool(body.get("tools")) and not any(block.get("type") == "tool_result" for block in blocks)
+
+
+def _message(body: dict[str, Any]) -> dict[str, Any]:
+    content: list[dict[str, Any]] = [{"type": "text", "text": "Hello there!"}]
+    reason = "end_turn"
+    if _asks_for_tool(body):
+        content = [{"type": "tool_use", "id": "toolu_1", "name": "get_weather", "input": {"city": "Oslo"}}]
+        reason = "tool_use"
+    if body.get("thinking"):
+        content.insert(0, {"type": "thinking", "thinking": "Hm.", "signature": SIGNATURE})
+    return {
+        "id": "msg_1",
+        "type": "message",
+        "role": "assistant",
+        "model": body["model"],
+        "content": content,
+        "stop_reason": reason,
+        "stop_sequence": None,
+        "usage": {"input_tokens": 5, "cache_read_input_tokens": 4, "output_tokens": 3},
+    }
+
+
+async def _message_events(message: dict[str, Any], model: str) -> AsyncIterator[bytes]:
+    usage = message["usage"]
+    head = message | {"content": [], "stop_reason": None, "usage": usage | {"output_tokens": 1}}
+    yield named({"type": "message_start", "message": head})
+    for index, block in enumerate(message["content"]):
+        empty, deltas = _pieces(block)
+        yield named({"type": "content_block_start", "index": index, "content_block": empty})
+        if index == 0:
+            yield named({"type": "ping"})
+        for delta in deltas:
+            yield named({"type": "content_block_delta", "index": index, "delta": delta})
+            if model == "fails-midway":
+                error = {"type": "overloaded_error", "message": f"Overloaded ({SECRET})"}
+                yield named({"type": "error", "error": error})
+                return
+            if model == "drops-midway":
+                raise ConnectionResetError
+            if model == "ends-midway":
+                return
+        yield named({"type": "content_block_stop", "index": index})
+    delta = {"stop_reason": message["stop_reason"], "stop_sequence": None}
+    yield named({"type": "message_delta", "delta": delta, "usage": {"output_tokens": 3}})
+    yield named({"type": "message_stop"})
+
+
+def _pieces(block: dict[str, Any]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    if block["type"] == "text":
+        words = ("Hello", " there", "!")
+        return block | {"text": ""}, [{"type": "text_delta", "text": word} for word in words]
+    if block["type"] == "thinking":
+        return block | {"thinking": "", "signature": ""}, [
+            {"type": "thinking_delta", "thinking": block["thinking"]},
+            {"type": "signature_delta", "signature": block["signature"]},
+        ]
+    pieces = ('{"city":', '"Oslo"}')
+    return block | {"input": {}}, [{"type": "input_json_delta", "partial_json": piece} for piece in pieces]
+
+
+def _response(body: dict[str, Any]) -> dict[str, Any]:
+    given = body["input"]
+    text = {"type": "output_text", "text": "Hello there!", "annotations": []}
+    item: dict[str, Any] = {
+        "id": "msg_1",
+        "type": "message",
+        "role": "assistant",
+        "status": "completed",
+        "content": [text],
+    }
+    if body.get("tools") and (isinstance(given, str) or given[-1].get("type") != "function_call_output"):
+        call = {"name": "get_weather", "arguments": '{"city":"Oslo"}', "call_id": "call_1"}
+        item = {"id": "fc_1", "type": "function_call", "status": "completed", **call}
+    return {
+        "id": "resp_1",
+        "object": "response",
+        "created_at": 1,
+        "status": "completed",
+        "error": None,
+        "incomplete_details": None,
+        "model": body["model"] + "-2025-01-01",
+        "output": [item],
+        "parallel_tool_calls": True,
+        "tool_choice": "auto",
+        "tools": [],
+        "usage": {
+            "input_tokens": 9,
+            "input_tokens_details": {"cached_tokens": 4},
+            "output_tokens": 3,
+            "output_tokens_details": {"reasoning_tokens": 0},
+            "total_tokens": 12,
+        },
+    }
+
+
+async def _response_events(response: dict[str, Any], model: str) -> AsyncIterator[bytes]:
+    item = response["output"][0]
+    started = response | {"status": "in_progress", "output": [], "usage": None}
+    at = {"item_id": item["id"], "output_index": 0}
+    events: list[dict[str, Any]] = [
+        {"type": "response.created", "response": started},
+        {"type": "response.output_item.added", "output_index": 0, "item": item | {"status": "in_progress"}},
+    ]
+    if item["type"] == "message":
+        events[1]["item"] = events[1]["item"] | {"content": []}
+        part = {"type": "output_text", "text": "", "annotations": []}
+        events.append({"type": "response.content_part.added", **at, "content_index": 0, "part": part})
+        events += [
+            {"type": "response.output_text.delta", **at, "content_index": 0, "delta": word, "logprobs": []}
+            for word in ("Hello", " there", "!")
+        ]
+    else:
+        events[1]["item"] = events[1]["item"] | {"arguments": ""}
+        events.append({"type": "response.function_call_arguments.delta", **at, "delta": item["arguments"]})
+    if model == "fails-midway":
+        error = {"code": "server_error", "message": f"overloaded ({SECRET})"}
+        events.append({"type": "response.failed", "response": started | {"status": "failed", "error": error}})
+    else:
+        events.append({"type": "response.output_item.done", "output_index": 0, "item": item})
+        events.append({"type": "response.completed", "response": response})
+    for number, event in enumerate(events):
+        if model == "drops-midway" and number == 4:
+            raise ConnectionResetError
+        yield named(event | {"sequence_number": number})
+
+
+def named(data: dict[str, Any]) -> bytes:
+    """A server-sent event named by its type."""
+    return f"event: {data['type']}\ndata: {json.dumps(data)}\n\n".encode()
+
+
+def _anthropic_error(
+    status: int, kind: str, message: str, headers: dict[str, str] | None = None
+) -> JSONResponse:
+    body = {"type": "error", "error": {"type": kind, "message": message}, "request_id": "req_theirs"}
+    return JSONResponse(body, status_code=status, headers=headers)
 
 
 async def _reset() -> AsyncIterator[bytes]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -45,8 +46,13 @@ class Running:
     gateway: Gateway
 
 
-def policy(base: str, more: Mapping[str, Mapping[str, Any]] | None = None, **changes: Any) -> Policy:
-    """Two targets behind a tier, and one target for each way in which a provider can fail.
+def policy(
+    base: str,
+    more: Mapping[str, Mapping[str, Any]] | None = None,
+    dialects: bool = False,
+    **changes: Any,
+) -> Policy:
+    """Two targets behind a tier, and one target for each way in which a provider can fail, in any dialect if asked.
 
     ``more`` are further targets; ``asks`` is the provider's name of the model, and so how it behaves.
     """
@@ -55,6 +61,24 @@ def policy(base: str, more: Mapping[str, Mapping[str, Any]] | None = None, **cha
         return {"model": f"openai/{name}", "api_base": base, "api_key_env": "TEST_PROVIDER_KEY", **more}
 
     failing = ("rate-limited", "broken", "not-json", "picky", "fails-midway", "drops-midway", "endless")
+    root = base.removesuffix("/v1")
+    spoken: dict[str, Any] = {
+        "thinker": target(
+            "",
+            model="anthropic/claude-sonnet-4-5",
+            api_base=root,
+            supports=["reasoning", "tools"],
+        ),
+        "dropping": target("small", drop_params=True),
+        # A server that takes every dialect, and would also fail in each.
+        "spoken": target("spoken", speaks=["chat", "messages", "responses"]),
+        **{f"spoken-{name}": target(name, speaks=["responses"]) for name in failing},
+        **{
+            f"claude-{name}": target("", model=f"anthropic/{name}", api_base=root)
+            for name in (*failing, "ends-midway")
+        },
+        "overloaded": target("", model="anthropic/overloaded", api_base=root),
+    }
     document: dict[str, Any] = {
         "version": 1,
         "targets": {
@@ -69,6 +93,7 @@ def policy(base: str, more: Mapping[str, Mapping[str, Any]] | None = None, **cha
             "no-key": target("small", api_key_env="TEST_KEY_THAT_IS_NOT_SET"),
             "down": target("small", api_base="http://127.0.0.1:9/v1"),
             **{name: target(name) for name in failing},
+            **(spoken if dialects else {}),
             **{
                 name: target(
                     **{"name": fields["asks"], **{key: fields[key] for key in fields if key != "asks"}}
@@ -94,4 +119,8 @@ def running(
     with provider() as upstream:
         gateway = Gateway(policy(upstream.url, **changes), WordPredictor(), environment, clients)
         with serve(create_app(gateway=gateway)) as url:
+            # litellm makes pydantic warn while it loads, which no test asked for: it is loaded before they start.
+            deadline = time.monotonic() + 60
+            while gateway.dispatcher.state in ("idle", "loading") and time.monotonic() < deadline:
+                time.sleep(0.01)
             yield Running(url, upstream, gateway)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import socket
 import time
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ import httpx
 import numpy as np
 import pytest
 from running import ENVIRONMENT, Running, WordPredictor, policy, running
+from starlette.routing import Route
 
 from router.app import create_app
 from router.errors import PolicyError
@@ -512,6 +514,21 @@ def test_stream_answer_is_server_sent_events(http: httpx.Client) -> None:
     # As the provider sent it, fields that say nothing included.
     delta = {"role": "assistant", "content": ""}
     assert first["choices"] == [{"index": 0, "delta": delta, "finish_reason": None, "logprobs": None}]
+
+
+def test_the_description_has_every_place_and_nothing_more(router: Running, http: httpx.Client) -> None:
+    description = http.get("/openapi.json").json()
+    served = {
+        (route.path, method.lower())
+        for route in create_app(gateway=router.gateway).routes
+        if isinstance(route, Route)
+        for method in (route.methods or set()) - {"HEAD"}
+    }
+    assert len(served) > 8
+    told = {(path, method) for path, methods in description["paths"].items() for method in methods}
+    assert told == served
+    names = set(re.findall(r'"#/components/schemas/(\w+)"', json.dumps(description)))
+    assert names <= description["components"]["schemas"].keys()
 
 
 EVERYTHING = {

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from provider import Provider, provider
 
+from router.dialects import CHAT, MESSAGES, Inbound
 from router.dispatch import Dispatcher, close_connections, complete, destination, scrubber
 from router.errors import UpstreamError
 from router.policy import Prices, Target
@@ -31,7 +32,7 @@ def send(target: Target, body: dict[str, Any], **environment: str) -> Any:
         dispatcher = Dispatcher()
         to = destination("t", target, environment, scrubber([target], environment))
         try:
-            return await dispatcher.complete(to, {"messages": ASK, **body})
+            return await dispatcher.complete(to, Inbound(CHAT, {"messages": ASK, **body}))
         finally:
             await dispatcher.close()
 
@@ -68,6 +69,80 @@ def test_what_a_model_does_not_take_is_refused_or_dropped(
     assert "presence_penalty" not in upstream.last.body
 
 
+def test_the_families_of_the_session_decide_on_what_goes_along(upstream: Provider) -> None:
+    turn = {"role": "assistant", "content": "4", "reasoning_content": "Hm."}
+    target = Target(model="openai/qwen3-8b", api_base=upstream.url)
+
+    def sent(*families: str) -> Any:
+        asked = Inbound(CHAT, {"messages": [*ASK, turn, *ASK]}, families=frozenset(families) or None)
+
+        async def once() -> None:
+            dispatcher = Dispatcher()
+            try:
+                await dispatcher.complete(destination("t", target, {}, scrubber([], {})), asked)
+            finally:
+                await dispatcher.close()
+
+        asyncio.run(once())
+        return upstream.last.body["messages"][1]
+
+    assert sent() == sent("qwen") == turn
+    assert sent("deepseek") == sent("qwen", "deepseek") == {"role": "assistant", "content": "4"}
+
+
+def test_a_limit_that_another_model_could_fill_is_the_targets(upstream: Provider) -> None:
+    target = Target(model="openai/small", api_base=upstream.url, max_output_tokens=100)
+    for given, limit in ((32_000, 100), (50, 50)):
+        body = {"messages": ASK, "max_tokens": given, "thinking": {"type": "adaptive"}}
+
+        async def once(asked: Inbound) -> None:
+            dispatcher = Dispatcher()
+            try:
+                await dispatcher.complete(destination("t", target, {}, scrubber([], {})), asked)
+            finally:
+                await dispatcher.close()
+
+        asyncio.run(once(Inbound(MESSAGES, body)))
+        # It is not said to reason, so it is not asked to.
+        assert upstream.last.body == {"model": "small", "messages": ASK, "max_tokens": limit}
+
+
+def test_a_targets_params_are_defaults_in_the_dialect_that_passes(upstream: Provider) -> None:
+    params = {
+        "temperature": 0.2,
+        "max_completion_tokens": 5,
+        "extra_body": {"a": 1},
+        "extra_headers": {"x-team": "b"},
+    }
+    base = upstream.url.removesuffix("/v1")
+    target = Target(model="anthropic/claude-sonnet-4-5", api_base=base, api_key_env="KEY", params=params)
+
+    def sent(**headers: str) -> dict[str, Any]:
+        async def once() -> None:
+            dispatcher = Dispatcher()
+            to = destination("t", target, {"KEY": "k"}, scrubber([], {}))
+            try:
+                await dispatcher.complete(
+                    to, Inbound(MESSAGES, {"messages": ASK, "max_tokens": 9}, headers=headers)
+                )
+            finally:
+                await dispatcher.close()
+
+        asyncio.run(once())
+        return upstream.last.body
+
+    assert sent() == {
+        "model": "claude-sonnet-4-5",
+        "messages": ASK,
+        "max_tokens": 9,
+        "temperature": 0.2,
+        "a": 1,
+    }
+    assert upstream.last.headers["x-team"] == "b"
+    assert upstream.last.headers["anthropic-version"] == "2023-06-01"
+    assert "temperature" not in sent(**{"anthropic-version": "2026-10-21"})
+
+
 def test_drop_params_drops_what_has_no_translation(upstream: Provider) -> None:
     base = upstream.url.removesuffix("/v1")
     target = Target(model="anthropic/claude-sonnet-4-5", api_base=base, api_key_env="KEY", drop_params=True)
@@ -80,7 +155,7 @@ def test_tools_need_no_further_package(upstream: Provider) -> None:
     tools = [{"type": "function", "function": {"name": "f", "parameters": {}}}]
     base = upstream.url.removesuffix("/v1")
     target = Target(model="anthropic/claude-sonnet-4-5", api_base=base, api_key_env="KEY")
-    assert b"Hello there!" in send(target, {"tools": tools, "max_tokens": 9}, KEY="k").body
+    assert b'"tool_calls"' in send(target, {"tools": tools, "max_tokens": 9}, KEY="k").body
 
 
 def test_only_the_mode_in_the_metadata_leaves_none(upstream: Provider) -> None:
@@ -122,7 +197,7 @@ def test_a_connection_that_went_stale_is_opened_anew_once(closes: int) -> None:
         dispatcher = Dispatcher()
         try:
             return await dispatcher.complete(
-                destination("t", target, {}, scrubber([], {})), {"messages": ASK}
+                destination("t", target, {}, scrubber([], {})), Inbound(CHAT, {"messages": ASK})
             )
         finally:
             await dispatcher.close()

@@ -28,10 +28,12 @@ def sent(response: httpx.Response, target: Target = TARGET, **body: Any) -> tupl
 
     async def once() -> Any:
         async with httpx.AsyncClient(transport=httpx.MockTransport(answer)) as client:
-            got = await passthrough.send(client, target, "small", body, "sk-mine", Scrubber(["sk-mine"]))
+            endpoint = passthrough.chat(target, "small", "sk-mine")
+            got = await passthrough.send(client, endpoint, target, body, Scrubber(["sk-mine"]))
             if body.get("stream"):
                 return [event async for event in passthrough.events(got, target, Scrubber([]))]
-            return await passthrough.whole(got, target, Scrubber([]))
+            content, _, usage = await passthrough.whole(got, target, Scrubber([]))
+            return content, usage
 
     back = asyncio.run(once())
     return requests[0], back
@@ -46,7 +48,9 @@ def stream(*pieces: bytes, headers: Any = STREAM) -> httpx.Response:
 
 
 def payloads(events: Iterable[tuple[bytes, Usage | None]]) -> list[Any]:
-    return [json.loads(data) for data, _ in events]
+    *told, (last, _) = events
+    assert last == b"data: [DONE]\n\n"
+    return [json.loads(data.removeprefix(b"data: ")) for data, _ in told]
 
 
 def test_the_body_goes_out_and_the_answer_comes_back_as_they_are() -> None:
@@ -114,7 +118,7 @@ def test_the_streams_usage_is_read() -> None:
     usage = {"prompt_tokens": 7, "completion_tokens": 1, "prompt_tokens_details": {"cached_tokens": 3}}
     first, last = b'data: {"usage": null}\n\n', f"data: {json.dumps({'usage': usage})}\n\n".encode()
     _, events = sent(stream(first, last), messages=[], stream=True)
-    assert [found for _, found in events] == [None, Usage(7, 1, cached=3)]
+    assert [found for _, found in events] == [None, Usage(7, 1, cached=3), None]
 
 
 @pytest.mark.parametrize(("code", "status"), [(429, 429), ("overloaded", 502)])
@@ -158,7 +162,7 @@ def test_stream_options_of_the_target_are_for_streams() -> None:
 
 def test_an_event_of_several_lines_goes_on_as_one() -> None:
     _, events = sent(stream(b'data: {"choices":\ndata: []}\n\n'), messages=[], stream=True)
-    assert [data for data, _ in events] == [b'{"choices": []}']
+    assert [data for data, _ in events] == [b'data: {"choices": []}\n\n', b"data: [DONE]\n\n"]
 
 
 def test_a_stream_is_read_to_its_end_so_that_its_connection_serves_again() -> None:

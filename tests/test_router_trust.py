@@ -16,6 +16,7 @@ from starlette.responses import JSONResponse
 from starlette.routing import Route
 
 import router.dispatch
+from router.dialects import CHAT, Inbound
 from router.dispatch import Dispatcher
 from router.errors import PolicyError, UpstreamError, UsageError
 from router.gateway import InForce
@@ -235,7 +236,7 @@ def test_a_provider_gets_the_key_it_is_given_where_it_is_given_and_no_other(
     async def send() -> None:
         dispatcher = Dispatcher()
         with pytest.raises(UpstreamError):
-            await dispatcher.complete(to, {"messages": [{"role": "user", "content": "hello"}]})
+            await dispatcher.complete(to, Inbound(CHAT, {"messages": [{"role": "user", "content": "hello"}]}))
         await dispatcher.close()
 
     asyncio.run(send())

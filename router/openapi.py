@@ -1,0 +1,220 @@
+"""The server's description at ``/openapi.json``.
+
+The bodies of the three dialects belong to OpenAI and Anthropic, and pass through with whatever is new in them: their
+schemas here say what the router itself reads and writes, and leave the rest open.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from router.policy import MODE
+
+Schema = dict[str, Any]
+
+_OPEN: Schema = {"type": "object"}
+_TEXT: Schema = {"type": "string"}
+_NUMBER: Schema = {"type": "number"}
+_COUNT: Schema = {"type": "integer", "minimum": 0}
+
+
+def description(version: str) -> dict[str, Any]:
+    """The description of a server of this version, as OpenAPI 3.1."""
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": "router", "version": version},
+        "paths": {
+            "/v1/chat/completions": {
+                "post": _operation("Chat completion", "ChatRequest", "ChatAnswer", "Error", stream=True)
+            },
+            "/api/openrouter/chat/completions": {
+                "post": _operation(
+                    "Chat completion, at Kilo's path", "ChatRequest", "ChatAnswer", "Error", True
+                )
+            },
+            "/v1/messages": {
+                "post": _operation("Message", "MessagesRequest", "Message", "MessagesError", stream=True)
+            },
+            "/v1/messages/count_tokens": {
+                "post": _operation("Count of input tokens", "CountRequest", "Count", "MessagesError")
+            },
+            "/v1/responses": {
+                "post": _operation("Response", "ResponsesRequest", "Response", "Error", stream=True)
+            },
+            "/v1/route": {"post": _operation("Decision alone", "RouteRequest", "Decisions", "Error")},
+            "/v1/models": {"get": _page("Tiers, targets and aliases", "Models")},
+            "/healthz": {"get": _page("Alive", "Status")},
+            "/readyz": {"get": _page("Ready to decide and to dispatch", "Status", unavailable=True)},
+            "/metrics": {"get": _page("Counters in Prometheus' text format", None)},
+            "/openapi.json": {"get": _page("This description", "Open")},
+        },
+        "components": {"schemas": _schemas()},
+    }
+
+
+def _operation(summary: str, request: str, answer: str, error: str, stream: bool = False) -> dict[str, Any]:
+    content: dict[str, Any] = {"application/json": {"schema": _ref(answer)}}
+    if stream:
+        content["text/event-stream"] = {}
+    return {
+        "summary": summary,
+        "parameters": [
+            _header("x-router-mode", "What kind of step this is: plan, code, …", pattern=f"^{MODE.pattern}$"),
+            _header("x-request-id", "Comes back with the answer."),
+        ],
+        "requestBody": {"required": True, "content": {"application/json": {"schema": _ref(request)}}},
+        "responses": {
+            "200": {"description": "The answer.", "content": content},
+            "default": {
+                "description": "What was wrong, in the dialect's shape.",
+                "content": {"application/json": {"schema": _ref(error)}},
+            },
+        },
+    }
+
+
+def _page(summary: str, answer: str | None, unavailable: bool = False) -> dict[str, Any]:
+    content = {"application/json": {"schema": _ref(answer)}} if answer else {"text/plain": {"schema": _TEXT}}
+    failed = {"503": {"description": "Not ready.", "content": content}} if unavailable else {}
+    error = {"application/json": {"schema": _ref("Error")}}
+    return {
+        "summary": summary,
+        "responses": {
+            "200": {"description": "The page.", "content": content},
+            **failed,
+            "default": {"description": "What was wrong.", "content": error},
+        },
+    }
+
+
+def _header(name: str, text: str, **schema: Any) -> dict[str, Any]:
+    return {
+        "name": name,
+        "in": "header",
+        "required": False,
+        "description": text,
+        "schema": {**_TEXT, **schema},
+    }
+
+
+def _ref(name: str) -> Schema:
+    return {"$ref": f"#/components/schemas/{name}"}
+
+
+def _object(required: tuple[str, ...] = (), **properties: Schema) -> Schema:
+    return {"type": "object", "required": list(required), "properties": properties}
+
+
+def _list(items: Schema, **more: Any) -> Schema:
+    return {"type": "array", "items": items, **more}
+
+
+def _or_null(schema: Schema) -> Schema:
+    return {"anyOf": [schema, {"type": "null"}]}
+
+
+def _schemas() -> dict[str, Schema]:
+    content = {"anyOf": [_TEXT, _list(_OPEN)]}
+    turn = _object(
+        ("role",),
+        role=_TEXT,
+        content=_or_null(content),
+        tool_calls=_or_null(_list(_OPEN)),
+    )
+    shared = {
+        "model": _or_null(
+            {**_TEXT, "description": "A tier, tier:mode, a target or an alias; auto if it is not there."}
+        ),
+        "stream": _or_null({"type": "boolean"}),
+        "tools": _or_null(_list(_OPEN)),
+        "metadata": _or_null(_object(mode=_or_null(_TEXT))),
+    }
+    turns = _list(turn, minItems=1)
+    limit = {**_COUNT, "description": "The most tokens that the answer may take."}
+    item = _object(type=_TEXT)
+    messages = {
+        **shared,
+        "messages": turns,
+        "system": _or_null(content),
+        "thinking": _or_null(_OPEN),
+        "tool_choice": _or_null(_OPEN),
+        "output_config": _or_null(_OPEN),
+        "stop_sequences": _or_null(_list(_TEXT)),
+    }
+    decision = _object(
+        ("target", "model", "reason"),
+        target=_TEXT,
+        model=_TEXT,
+        reason=_TEXT,
+        tier=_or_null(_TEXT),
+        mode=_or_null(_TEXT),
+        bundle=_or_null(_TEXT),
+        score=_or_null(_NUMBER),
+        threshold=_or_null(_NUMBER),
+        decision_ms=_NUMBER,
+    )
+    words = {"message": _TEXT, "type": _TEXT}
+    return {
+        "Open": _OPEN,
+        "Status": _object(("status",), status=_TEXT),
+        "ChatRequest": _object(("messages",), messages=turns, stream_options=_or_null(_OPEN), **shared),
+        "ChatAnswer": _object(("choices",), choices=_list(_OPEN)),
+        "MessagesRequest": _object(("messages", "max_tokens"), max_tokens=limit, **messages),
+        "CountRequest": _object(("messages",), **messages),
+        "Count": _object(("input_tokens",), input_tokens=_COUNT),
+        "Message": _object(
+            ("id", "type", "role", "content", "stop_reason", "usage"),
+            id=_TEXT,
+            type={"const": "message"},
+            role={"const": "assistant"},
+            content=_list(_object(("type",), type=_TEXT)),
+            stop_reason=_or_null(_TEXT),
+            usage=_object(("input_tokens", "output_tokens"), input_tokens=_COUNT, output_tokens=_COUNT),
+        ),
+        "ResponsesRequest": _object(
+            ("input",),
+            input={"anyOf": [_TEXT, _list(item, minItems=1)]},
+            instructions=_or_null(_TEXT),
+            max_output_tokens=_or_null({**limit, "minimum": 1}),
+            store=_or_null({"const": False, "description": "Nothing is stored."}),
+            reasoning=_or_null(_OPEN),
+            text=_or_null(_OPEN),
+            **shared,
+        ),
+        "Response": _object(
+            ("id", "object", "status", "output"),
+            id=_TEXT,
+            object={"const": "response"},
+            status=_TEXT,
+            output=_list(_object(("type",), type=_TEXT)),
+        ),
+        "RouteRequest": {
+            "oneOf": [
+                _object(("prompt",), prompt=_TEXT),
+                _object(("prompts",), prompts=_list(_TEXT)),
+                _object(("messages",), messages=turns),
+            ]
+        },
+        "Decision": decision,
+        "Decisions": {
+            "anyOf": [_ref("Decision"), _object(("decisions",), decisions=_list(_ref("Decision")))]
+        },
+        "Models": _object(
+            ("object", "data"), object={"const": "list"}, data=_list(_object(("id",), id=_TEXT))
+        ),
+        "Error": _object(
+            ("error",),
+            error=_object(
+                ("message", "type", "param", "code"),
+                **words,
+                param=_or_null(_TEXT),
+                code=_or_null(_TEXT),
+            ),
+        ),
+        "MessagesError": _object(
+            ("type", "error"),
+            type={"const": "error"},
+            error=_object(("type", "message"), **words),
+            request_id=_or_null(_TEXT),
+        ),
+    }
