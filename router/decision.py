@@ -73,11 +73,11 @@ class Decision:
     reason : str
         ``pinned``: the client named the target. ``signal``: its mode is mapped to one. ``step``: by a rule for the tool
         result that the request ends in. ``default``: what the tier gives a request without a known mode. ``sticky``: the
-        session stays where it is, in the middle of a step or because leaving a warm cache does not pay. ``predicted``: by the bundle. ``unknown``: the bundle flagged
-        the prompt as unlike its training data, and the policy says where such prompts go. ``capability``: the target that
-        was chosen cannot take the request, this one above it can. Of what happened after the decision: ``fallback``: the
-        target that was decided on did not answer, this one did. ``escalated``: its answer was none, and this one was
-        asked once more.
+        session stays where it is, in the middle of a step or because leaving a warm cache does not pay. ``predicted``: by
+        the bundle. ``unknown``: the bundle flagged the prompt as unlike its training data, and the policy says where such
+        prompts go. ``capability``: the target that was chosen cannot take the request, this one above it can. Of what
+        happened after the decision: ``fallback``: the target that was decided on did not answer, this one did.
+        ``escalated``: its answer was none, and this one was asked once more.
     tier, mode : str or None
         The tier that decided (none where pinned), and the mode that the client gave, even an unknown one.
     score, threshold : float or None

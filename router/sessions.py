@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
 
@@ -133,6 +133,11 @@ class Session:
     weight: float = 0.0
     asides: int = 0
     caches: tuple[Cache, ...] = ()
+
+    @property
+    def targets(self) -> frozenset[str]:
+        """The targets that have answered in it, of the latest few."""
+        return frozenset(cache.target for cache in self.caches)
 
     def continued_by(self, context: int) -> bool:
         """Whether a request of so many tokens goes on with the conversation, so that its prefix can be cached."""
@@ -268,7 +273,7 @@ def session_key(headers: Mapping[str, str], body_identity: str, salt: str) -> st
     return _hash([salt, *named])
 
 
-def conversation_identity(messages: Sequence[Mapping[str, Any]]) -> str:
+def conversation_identity(messages: Iterable[Mapping[str, Any]]) -> str:
     """A hash of the system prompt and the first user message: the same for all requests of a conversation.
 
     Nothing after the first user message is looked at, and of long texts the two ends and the length.
