@@ -665,3 +665,36 @@ def test_kilo_s_own_path_is_that_of_chat_completions(
     assert "usage" not in sent
     assert sent.get("stream_options") == ({"include_usage": True} if stream else None)
     assert '"total_tokens":12' in answer.text.replace(" ", "")
+
+
+LONG = "easy " * 30_000
+PRICED = {
+    "small-priced": {"asks": "small", "prices": {"input": 1, "output": 5, "cached_read": 0.1}},
+    "large-priced": {"asks": "large", "prices": {"input": 5, "output": 25, "cached_read": 0.5}},
+}
+
+
+def test_a_session_stays_with_the_target_that_has_it_in_its_cache() -> None:
+    tiers = {"auto": {"predict": {"weak": "small-priced", "strong": "large-priced"}}}
+
+    def ask(http: httpx.Client, text: str, **headers: str) -> tuple[str, str]:
+        messages = [{"role": "user", "content": LONG}, {"role": "assistant", "content": "ok"}]
+        body = {"messages": [*messages, {"role": "user", "content": text}]}
+        answer = http.post(CHAT, json=body, headers=headers).raise_for_status()
+        return answer.headers["x-router-target"], answer.headers["x-router-reason"]
+
+    with (
+        running(more=PRICED, tiers=tiers, sessions={"quality_dollars": 0.01}) as router,
+        httpx.Client(base_url=router.url, timeout=60) as http,
+    ):
+        named = {"x-router-session": "a"}
+        assert ask(http, "go on", **named) == ("small-priced", "predicted")
+        # Alone it would go to the dearer target; its answer is not worth writing the conversation anew.
+        assert ask(http, "this is hard", **named) == ("small-priced", "sticky")
+        assert ask(http, "this is hard", **{"x-router-session": "b"}) == ("large-priced", "predicted")
+        # Without a header the conversation's beginning names the session.
+        assert ask(http, "go on") == ("small-priced", "predicted")
+        assert ask(http, "this is hard") == ("small-priced", "sticky")
+        route = {"messages": [{"role": "user", "content": LONG}, {"role": "user", "content": "this is hard"}]}
+        assert http.post("/v1/route", json=route).json()["reason"] == "sticky"
+        assert len(router.gateway.sessions) == 3

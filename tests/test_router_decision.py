@@ -11,7 +11,7 @@ from router.decision import RequestFacts, decide, needs_prediction
 from router.errors import RequestError
 from router.policy import Policy, printable
 from router.predictor import Prediction
-from router.sessions import Session
+from router.sessions import Cache, Session
 
 POLICY = Policy.model_validate(
     {
@@ -418,6 +418,73 @@ def test_it_never_moves_down() -> None:
         decide(RequestFacts(content=says("x", tools=[{}])), policy)
 
 
+DEAR = {"input": 5, "output": 25, "cached_read": 0.5, "cache_write": 6.25}
+CHEAP = {"input": 1, "output": 5, "cached_read": 0.1, "cache_write": 1.25}
+
+
+def warm(target: str, tokens: int = 60_000, requests: int = 8) -> Session:
+    """A session in the middle of an easy conversation, whose prefix the target's provider holds."""
+    cache = Cache(target, tokens, 0.0)
+    return Session(
+        target, 0.0, None, 2_000, tokens, 3_000, requests, 0, hard_share=0.05, weight=8, caches=(cache,)
+    )
+
+
+def priced(**changes: Any) -> Policy:
+    targets = {"cheap": {"prices": CHEAP}, "frontier": {"prices": DEAR}}
+    document = {
+        "version": 1,
+        "targets": {name: {"model": f"openai/{name}", **more} for name, more in targets.items()},
+        "tiers": {
+            "auto": {"predict": {"weak": "cheap", "strong": "frontier"}, "modes": {"plan": "frontier"}}
+        },
+        "default_tier": "auto",
+    }
+    return Policy.model_validate({**document, **changes}).bound_to(("weak", "strong"), 0.1)
+
+
+def test_a_session_keeps_its_target_where_leaving_a_warm_cache_does_not_pay() -> None:
+    long = says("x " * 120_000)
+    facts = RequestFacts(content=long, session=warm("cheap"), now=10.0)
+    # Worth it for one request alone, not with 60,000 tokens to write anew.
+    decision = decide(facts, priced(), prediction(0.12))
+    assert (decision.target, decision.model, decision.reason) == ("cheap", "openai/cheap", "sticky")
+    assert decision.score == pytest.approx(0.12)
+    assert "keeps its target: leaving costs $" in dict(decision.trail)["session"]
+    much = decide(facts, priced(), prediction(0.95))
+    assert (much.target, much.reason) == ("frontier", "predicted")
+    assert "leaves its target" in dict(much.trail)["session"]
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"session": None},
+        {"now": 10_000.0},  # the cache is gone
+        {"threshold": 0.05},  # the client's explicit wish
+        {"session": warm("gone")},
+        {"content": says("a title, please")},  # not the conversation that is cached
+        {"session": replace(warm("cheap"), mode="plan")},
+    ],
+    ids=["first", "cold", "own threshold", "target gone", "other context", "mode changed"],
+)
+def test_what_lets_a_session_go(changed: dict[str, Any]) -> None:
+    facts = RequestFacts(content=says("x " * 120_000), session=warm("cheap"), now=10.0)
+    decision = decide(replace(facts, **changed), priced(), prediction(0.12))
+    assert (decision.target, decision.reason) == ("frontier", "predicted")
+
+
+def test_a_policy_may_decide_each_request_alone() -> None:
+    facts = RequestFacts(content=says("x " * 120_000), session=warm("cheap"), now=10.0)
+    policy = priced(sessions={"enabled": False})
+    assert decide(facts, policy, prediction(0.12)).reason == "predicted"
+
+
+def test_a_mode_is_looked_up_whatever_the_session_is_at() -> None:
+    facts = RequestFacts("auto:plan", content=says("x " * 120_000), session=warm("cheap"), now=10.0)
+    assert decide(facts, priced()).reason == "signal"
+
+
 def test_the_trail_tells_the_stages_in_their_order() -> None:
     policy = full(steps=STEPS)
     content = ends_in("bash", "ok " * 40_000)
@@ -425,11 +492,12 @@ def test_the_trail_tells_the_stages_in_their_order() -> None:
         RequestFacts("auto:novel", content=content, session=at("frontier")), policy, prediction(0.0)
     )
     stages = [stage for stage, _ in decision.trail]
-    assert stages == ["model", "mode", "step", "stay", "prediction", "capability"]
+    assert stages == ["model", "mode", "step", "stay", "prediction", "session", "capability"]
     said = dict(decision.trail)
     assert said["mode"] == "novel is unknown to the tier: default"
     assert said["step"] == "ends in 1 tool result (run): no rule matches"
     assert said["stay"] == "no: the mode has changed"
+    assert said["session"] == "the mode has changed: its target may be left"
     assert said["prediction"] == "score 0 is not over threshold 0.1: cheap"
     assert said["capability"].endswith("; the next above that can take it: frontier")
     assert (decision.target, decision.reason) == ("frontier", "capability")
