@@ -80,6 +80,68 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "`fallbacks: [backup]`": {"fallbacks": ["backup"]},
 }
 ASK = {"messages": [{"role": "user", "content": "hello"}]}
+# The dialects beside chat: path and request.
+OTHERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "`/v1/messages`": ("/v1/messages", {**ASK, "max_tokens": 9}),
+    "`/v1/responses`": ("/v1/responses", {"input": "hello"}),
+}
+
+
+def other_rows() -> Iterator[list[str]]:
+    """Fault, and what a client of each other dialect saw of it, the target being alone."""
+    more = {
+        f"t{number}-0": {"asks": fault.asks, "cooldown": None, **fault.fields}
+        for number, fault in enumerate(FAULTS)
+    }
+    with running(more=more) as router, httpx.Client(base_url=router.url, timeout=30) as http:
+        for number, fault in enumerate(FAULTS):
+            cells = [fault.name]
+            for path, ask in OTHERS.values():
+                seen = []
+                for stream in (False, True):
+                    replies = [JSONResponse(body, status, headers) for status, body, headers in fault.answers]
+                    router.provider.replies[fault.asks] = type(router.provider.seen)(replies)
+                    answer = http.post(path, json={**ask, "model": f"t{number}-0", "stream": stream})
+                    seen.append(_seen_otherwise(answer))
+                cells.append(seen[0] if seen[0] == seen[1] else f"{seen[0]}<br>stream: {seen[1]}")
+            yield cells
+
+
+def _seen_otherwise(answer: httpx.Response) -> str:
+    """What a client of another dialect than chat saw: the shape alone, the words are those of chat."""
+    for secret in (KEY, "sk-upstream-secret", "Traceback"):
+        assert secret not in answer.text + str(answer.headers)
+    words = [str(answer.status_code)]
+    streamed = answer.headers["content-type"].startswith("text/event-stream")
+    if streamed:
+        events = [
+            json.loads(line.removeprefix("data: "))
+            for line in answer.text.split("\n")
+            if line.startswith("data: ")
+        ]
+        last = events[-1]
+        text = "".join(
+            event["delta"] if isinstance(event["delta"], str) else event["delta"].get("text", "")
+            for event in events
+            if event["type"].endswith((".output_text.delta", "content_block_delta"))
+        )
+        if last["type"] in ("message_stop", "response.completed"):
+            assert text == "Hello there!"
+            return "200 the answer"
+        words.append(f"“{text}”, then")
+        if last["type"] == "response.failed":
+            words.append(f"`error` and `response.failed`, `{last['response']['error']['code']}`")
+        else:
+            words.append(f"`event: error`, `{last['error']['type']}`")
+    elif answer.status_code == 200:
+        return "200 the answer"
+    else:
+        body = answer.json()
+        assert ("type" in body) == ("request-id" in answer.headers)
+        words.append(f"`{body['error']['type']}`")
+        if "retry-after" in answer.headers:
+            words.append(f"`Retry-After: {answer.headers['retry-after']}`")
+    return " ".join(words)
 
 
 def rows() -> Iterator[tuple[str, str, str, str]]:
@@ -163,6 +225,9 @@ def page() -> str:
         told[setting] = cell
     lines = [f"| the provider | {' | '.join(SETTINGS)} |", "| --- " * (len(SETTINGS) + 1) + "|"]
     lines += [f"| {fault} | {' | '.join(told.values())} |" for fault, told in cells.items()]
+    lines += ["", "In the other dialects, with the target alone; the words of the messages are the same:", ""]
+    lines += [f"| the provider | {' | '.join(OTHERS)} |", "| --- " * (len(OTHERS) + 1) + "|"]
+    lines += [f"| {' | '.join(cells)} |" for cells in other_rows()]
     return "\n".join(lines) + "\n"
 
 
