@@ -45,6 +45,7 @@ from router.schemas import (
     trail_header,
     wants_trail,
 )
+from router.sessions import requested, session_key
 from router.settings import Settings, load_settings
 from router.upstream import Usage
 
@@ -180,6 +181,8 @@ class Exchange:
     def __post_init__(self) -> None:
         self.in_force = self.gateway.in_force
         self._decided: Decision | None = None
+        self._session: str | None = None
+        self._content: Content | None = None
         self._body_bytes = 0
         self.id = request_id(self.request.headers) or f"req_{uuid.uuid4().hex}"
         self.path = self.request.url.path
@@ -261,6 +264,14 @@ class Exchange:
         self._body_bytes = size
         return b"".join(chunks)
 
+    def in_session(self, facts: RequestFacts) -> RequestFacts:
+        """The facts, with what is known of the conversation that the request is part of."""
+        assert facts.content is not None
+        self._content = facts.content
+        self._session = session_key(self.request.headers, facts.content.identity, self.client_id)
+        now = time.monotonic()
+        return replace(facts, session=self.gateway.sessions.get(self._session, now), now=now)
+
     async def decide(self, facts: RequestFacts, prompt: Callable[[], Prompt]) -> Decision:
         """Decide, and take the time; raises :class:`RequestError` for what the client may not ask for."""
         if self.client is not None:
@@ -331,8 +342,32 @@ class Exchange:
             headers["x-router-attempts"] = str(len(self.attempts))
         return headers
 
+    def _remember(self) -> None:
+        """Keep where the session's request went, and how long its answer was."""
+        decision, content = self.decision, self._content
+        assert decision is not None
+        assert self._session is not None
+        assert content is not None
+        now = time.monotonic()
+        before = self.gateway.sessions.get(self._session, now)
+        after = requested(
+            before,
+            decision.target,
+            context=content.needs.tokens,
+            now=now,
+            rule=self.in_force.policy.sessions,
+            gain=decision.score,
+            mode=decision.mode,
+        )
+        usage = self.attempts[-1].usage
+        if usage is not None and (before is None or after.requests != before.requests):
+            after = after.answered(usage.output)
+        self.gateway.sessions.put(self._session, after)
+
     def finish(self, status: int) -> None:
-        """Count and log; called once, when the answer is complete."""
+        """Count, remember and log; called once, when the answer is complete."""
+        if self._session is not None and self.attempts and status < 400:
+            self._remember()
         seconds = time.perf_counter() - self.started
         self.gateway.metrics.answered(self.path, status, seconds)
         decision = self.decision or Decision("-", "-", "default")
@@ -431,7 +466,11 @@ async def _gone(receive: Receive) -> None:
 
 async def _converse(exchange: Exchange) -> Response:
     inbound = exchange.dialect.read(await exchange.body(), exchange.request.headers)
-    facts = read_facts(inbound.body, exchange.request.headers, exchange.limits, inbound.content())
+    facts = exchange.in_session(
+        read_facts(inbound.body, exchange.request.headers, exchange.limits, inbound.content())
+    )
+    if facts.session is not None:
+        inbound = replace(inbound, families=exchange.in_force.families(facts.session.targets))
 
     async def answer() -> Response:
         await exchange.decide(facts, inbound.prompt)
@@ -519,6 +558,8 @@ async def _route(exchange: Exchange) -> Response:
         answers = []
         for index in range(len(body)):
             one = replace(facts, content=body.content(index))
+            if not body.many:
+                one = exchange.in_session(one)
             decision = await exchange.decide(one, partial(body.prompt, index))
             in_force, trail = exchange.in_force, exchange.wants_trail
             answers.append(

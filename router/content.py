@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import cached_property
+from itertools import chain
 from typing import Any
 
 from router.capability import Needs
+from router.sessions import conversation_identity
 from router.steps import Result, last_results
 
 
@@ -26,6 +28,17 @@ class Content:
     def __init__(self, body: Mapping[str, Any], size: int | None = None) -> None:
         self._body = body
         self.needs = Needs(body, size)
+
+    @cached_property
+    def identity(self) -> str:
+        """Which conversation it is of: see :func:`router.sessions.conversation_identity`."""
+        body = self._body
+        system = body.get("system") or body.get("instructions")
+        said = body.get("messages") or body.get("input") or body.get("prompt") or ""
+        messages = said if isinstance(said, list) else [{"role": "user", "content": said}]
+        return conversation_identity(
+            chain([{"role": "system", "content": system}] if system else [], messages)
+        )
 
     @cached_property
     def results(self) -> tuple[Result, ...]:

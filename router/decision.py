@@ -11,6 +11,7 @@ from router.content import Content
 from router.errors import RequestError
 from router.policy import PREDICT, STAY, Address, ModePrediction, Policy, Tier, Tokens, printable
 from router.predictor import Prediction
+from router.sessions import Session, keep_or_switch
 from router.steps import matching_rule
 
 Reason = Literal[
@@ -42,8 +43,10 @@ class RequestFacts:
         The client's own, where it may set one.
     content : Content or None
         The body, read where the policy asks for it. Without it no step is seen, and every target is able.
-    incumbent, incumbent_mode : str or None
-        The target that the session's last request went to, and the mode that it gave; None for the first one.
+    session : Session or None
+        What is known of the session before this request.
+    now : float
+        Monotonic seconds.
     allowed : frozenset of str or None
         The targets that this client may use; None where it may use all.
     """
@@ -52,8 +55,8 @@ class RequestFacts:
     mode: str | None = None
     threshold: float | None = None
     content: Content | None = None
-    incumbent: str | None = None
-    incumbent_mode: str | None = None
+    session: Session | None = None
+    now: float = 0.0
     allowed: frozenset[str] | None = None
 
 
@@ -70,11 +73,11 @@ class Decision:
     reason : str
         ``pinned``: the client named the target. ``signal``: its mode is mapped to one. ``step``: by a rule for the tool
         result that the request ends in. ``default``: what the tier gives a request without a known mode. ``sticky``: the
-        session stays where it is in the middle of a step. ``predicted``: by the bundle. ``unknown``: the bundle flagged
-        the prompt as unlike its training data, and the policy says where such prompts go. ``capability``: the target that
-        was chosen cannot take the request, this one above it can. Of what happened after the decision: ``fallback``: the
-        target that was decided on did not answer, this one did. ``escalated``: its answer was none, and this one was
-        asked once more.
+        session stays where it is, in the middle of a step or because leaving a warm cache does not pay. ``predicted``: by
+        the bundle. ``unknown``: the bundle flagged the prompt as unlike its training data, and the policy says where such
+        prompts go. ``capability``: the target that was chosen cannot take the request, this one above it can. Of what
+        happened after the decision: ``fallback``: the target that was decided on did not answer, this one did.
+        ``escalated``: its answer was none, and this one was asked once more.
     tier, mode : str or None
         The tier that decided (none where pinned), and the mode that the client gave, even an unknown one.
     score, threshold : float or None
@@ -126,7 +129,7 @@ def decide(facts: RequestFacts, policy: Policy, prediction: Prediction | None = 
         take it.
     """
     case = _Case(facts, policy)
-    decision = _looked_up(case) or case.predicted(prediction)
+    decision = _looked_up(case) or case.weighed(case.predicted(prediction), prediction)
     return case.able(decision)
 
 
@@ -223,9 +226,9 @@ class _Case:
         predict, content = self.tier.predict, self.facts.content
         if self.by_rule or content is None or predict is None or predict.tool_results == PREDICT:
             return None
-        if self.facts.incumbent is None or not content.results:
+        if self.facts.session is None or not content.results:
             return None
-        if self.mode != self.facts.incumbent_mode:
+        if self.mode != self.facts.session.mode:
             self._note("stay", "no: the mode has changed")
             return None
         incumbent = self._incumbent()
@@ -273,6 +276,42 @@ class _Case:
             unfamiliar=flagged,
         )
 
+    def weighed(self, decision: Decision, prediction: Prediction | None) -> Decision:
+        """The decision, or the session's target where leaving its warm cache costs more than it brings."""
+        session, content, predict = self.facts.session, self.facts.content, self.tier.predict
+        rule = self.policy.sessions
+        if session is None or content is None or prediction is None or predict is None or not rule.enabled:
+            return decision
+        # A client's own threshold is its explicit wish, and what is flagged has no gain to weigh.
+        if decision.reason != "predicted" or self.facts.threshold is not None:
+            return decision
+        incumbent = self._incumbent()
+        if incumbent is None or incumbent == decision.target:
+            return decision
+        if self.mode != session.mode:
+            self._note("session", "the mode has changed: its target may be left")
+            return decision
+        quality = {predict.targets[name]: prediction.gain[0, t] for t, name in enumerate(prediction.targets)}
+        if incumbent not in quality:
+            self._note("session", f"{incumbent} is none of those predicted")
+            return decision
+        targets = self.policy.targets
+        weighing = keep_or_switch(
+            session,
+            decision.target,
+            incumbent_prices=targets[incumbent].prices,
+            candidate_prices=targets[decision.target].prices,
+            context=content.needs.tokens,
+            gain=float(quality[decision.target] - quality[incumbent]),
+            rule=rule,
+            now=self.facts.now,
+        )
+        self._note("session", weighing.explained())
+        if weighing.leave:
+            return decision
+        model = targets[incumbent].model
+        return replace(decision, target=incumbent, model=model, reason="sticky")
+
     def able(self, decision: Decision) -> Decision:
         """The decision, or the next target up that can take the request. What a client pinned is its own affair."""
         content = self.facts.content
@@ -315,7 +354,7 @@ class _Case:
 
     def _incumbent(self) -> str | None:
         """The session's target, where this tier leads to it and the client may use it."""
-        name = self.facts.incumbent
+        name = None if self.facts.session is None else self.facts.session.incumbent
         if name is None or name not in self.policy.targets:
             return None
         return name if self.tier.leads_to(name) and self._may_use(name) else None

@@ -10,7 +10,7 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import MappingProxyType
@@ -25,6 +25,8 @@ from router.features import Prompt
 from router.metrics import Metrics
 from router.policy import Policy
 from router.predictor import Prediction
+from router.reasoning import family_of
+from router.sessions import SessionStore
 from router.settings import Settings, policy_source
 
 if TYPE_CHECKING:
@@ -97,6 +99,11 @@ class InForce:
         """The bundle's name."""
         return self.predictor.name if self.predictor else None
 
+    def families(self, names: Iterable[str]) -> frozenset[str]:
+        """The families of some targets, of those that the policy still has."""
+        targets = self.policy.targets
+        return frozenset(family_of(targets[name]) for name in names if name in targets)
+
     def destination(self, name: str, headers: Mapping[str, str] = MappingProxyType({})) -> Destination:
         """A target with its key, which ``headers`` may hold; raises what :func:`router.dispatch.destination` does."""
         return destination(name, self.policy.targets[name], self._environment, self._scrub, headers)
@@ -124,6 +131,7 @@ class Gateway:
         self.dispatcher = Dispatcher()
         self.metrics = Metrics()
         self.failover = Failover(self.metrics)
+        self.sessions = SessionStore()
         self.started = int(time.time())
         # The encoder releases the GIL, so prompts run beside one another; more threads than cores only queue.
         self._executor = ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="predict")

@@ -31,6 +31,7 @@ from pydantic import (
 )
 
 from router.errors import PolicyError, UsageError
+from router.sessions import SessionRule
 
 PREDICT = "predict"
 STRONG = "strong"
@@ -445,6 +446,7 @@ class Policy(_Section):
     aliases: Mapping[Alias, str] = Field(default_factory=dict)
     steps: tuple[StepRule, ...] = ()
     limits: Limits = Limits()
+    sessions: SessionRule = SessionRule()
     server: Server = Server()
 
     @property

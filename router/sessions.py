@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
 
@@ -50,6 +50,8 @@ class SessionRule(BaseModel):
 
     Attributes
     ----------
+    enabled : bool
+        False: each request is decided alone.
     idle_seconds : float
         How long a provider keeps a prefix that nobody reads.
     quality_dollars : float
@@ -71,6 +73,7 @@ class SessionRule(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    enabled: bool = True
     idle_seconds: Seconds = 300
     quality_dollars: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.5
     usual_gain: Annotated[float, Field(gt=0, lt=1)] = 0.25
@@ -130,6 +133,11 @@ class Session:
     weight: float = 0.0
     asides: int = 0
     caches: tuple[Cache, ...] = ()
+
+    @property
+    def targets(self) -> frozenset[str]:
+        """The targets that have answered in it, of the latest few."""
+        return frozenset(cache.target for cache in self.caches)
 
     def continued_by(self, context: int) -> bool:
         """Whether a request of so many tokens goes on with the conversation, so that its prefix can be cached."""
@@ -265,7 +273,7 @@ def session_key(headers: Mapping[str, str], body_identity: str, salt: str) -> st
     return _hash([salt, *named])
 
 
-def conversation_identity(messages: Sequence[Mapping[str, Any]]) -> str:
+def conversation_identity(messages: Iterable[Mapping[str, Any]]) -> str:
     """A hash of the system prompt and the first user message: the same for all requests of a conversation.
 
     Nothing after the first user message is looked at, and of long texts the two ends and the length.

@@ -10,6 +10,7 @@ import argparse
 import json
 import re
 import time
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,10 @@ from typing import Any
 import httpx
 from running import KEY, running
 from starlette.responses import JSONResponse
+
+from router.dialects import CHAT, RESPONSES, Dialect
+from router.dialects import MESSAGES as MESSAGES_DIALECT
+from router.escalation import gist_of_answer, gist_of_events
 
 PAGE = Path(__file__).parent.parent / "docs" / "faults.md"
 TIMEOUT = 0.4
@@ -79,95 +84,44 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "`retries: 1`": {"retries": 1},
     "`fallbacks: [backup]`": {"fallbacks": ["backup"]},
 }
-ASK = {"messages": [{"role": "user", "content": "hello"}]}
-# The dialects beside chat: path and request.
-OTHERS: dict[str, tuple[str, dict[str, Any]]] = {
-    "`/v1/messages`": ("/v1/messages", {**ASK, "max_tokens": 9}),
-    "`/v1/responses`": ("/v1/responses", {"input": "hello"}),
+MESSAGES = [{"role": "user", "content": "hello"}]
+# The dialects, with a body that asks hello.
+ASKS: dict[Dialect, dict[str, Any]] = {
+    CHAT: {"messages": MESSAGES},
+    MESSAGES_DIALECT: {"messages": MESSAGES, "max_tokens": 50},
+    RESPONSES: {"input": "hello"},
 }
 
 
-def other_rows() -> Iterator[list[str]]:
-    """Fault, and what a client of each other dialect saw of it, the target being alone."""
-    more = {
-        f"t{number}-0": {"asks": fault.asks, "cooldown": None, **fault.fields}
-        for number, fault in enumerate(FAULTS)
-    }
-    with running(more=more) as router, httpx.Client(base_url=router.url, timeout=30) as http:
-        for number, fault in enumerate(FAULTS):
-            cells = [fault.name]
-            for path, ask in OTHERS.values():
-                seen = []
-                for stream in (False, True):
-                    replies = [JSONResponse(body, status, headers) for status, body, headers in fault.answers]
-                    router.provider.replies[fault.asks] = type(router.provider.seen)(replies)
-                    answer = http.post(path, json={**ask, "model": f"t{number}-0", "stream": stream})
-                    seen.append(_seen_otherwise(answer))
-                cells.append(seen[0] if seen[0] == seen[1] else f"{seen[0]}<br>stream: {seen[1]}")
-            yield cells
-
-
-def _seen_otherwise(answer: httpx.Response) -> str:
-    """What a client of another dialect than chat saw: the shape alone, the words are those of chat."""
-    for secret in (KEY, "sk-upstream-secret", "Traceback"):
-        assert secret not in answer.text + str(answer.headers)
-    words = [str(answer.status_code)]
-    streamed = answer.headers["content-type"].startswith("text/event-stream")
-    if streamed:
-        events = [
-            json.loads(line.removeprefix("data: "))
-            for line in answer.text.split("\n")
-            if line.startswith("data: ")
-        ]
-        last = events[-1]
-        text = "".join(
-            event["delta"] if isinstance(event["delta"], str) else event["delta"].get("text", "")
-            for event in events
-            if event["type"].endswith((".output_text.delta", "content_block_delta"))
-        )
-        if last["type"] in ("message_stop", "response.completed"):
-            assert text == "Hello there!"
-            return "200 the answer"
-        words.append(f"“{text}”, then")
-        if last["type"] == "response.failed":
-            words.append(f"`error` and `response.failed`, `{last['response']['error']['code']}`")
-        else:
-            words.append(f"`event: error`, `{last['error']['type']}`")
-    elif answer.status_code == 200:
-        return "200 the answer"
-    else:
-        body = answer.json()
-        assert ("type" in body) == ("request-id" in answer.headers)
-        words.append(f"`{body['error']['type']}`")
-        if "retry-after" in answer.headers:
-            words.append(f"`Retry-After: {answer.headers['retry-after']}`")
-    return " ".join(words)
-
-
 def rows() -> Iterator[tuple[str, str, str, str]]:
-    """Fault, setting, what a client saw of a whole answer, and of a stream."""
+    """Fault, setting or dialect, what a client saw of a whole answer, and of a stream."""
     more: dict[str, dict[str, Any]] = {"backup": {"asks": "backup"}}
     for number, fault in enumerate(FAULTS):
         for index, fields in enumerate(SETTINGS.values()):
             # Without cooldowns: each row is a first failure.
             more[f"t{number}-{index}"] = {"asks": fault.asks, "cooldown": None, **fault.fields, **fields}
     with running(more=more) as router, httpx.Client(base_url=router.url, timeout=30) as http:
-        http.post("/v1/chat/completions", json={**ASK, "model": "echo"})  # litellm is there from here on
+
+        def seen(fault: Fault, target: str, dialect: Dialect, stream: bool) -> str:
+            replies = [JSONResponse(body, status, headers) for status, body, headers in fault.answers]
+            router.provider.replies[fault.asks] = deque(replies)
+            started = time.monotonic()
+            answer = http.post(dialect.path, json={**ASKS[dialect], "model": target, "stream": stream})
+            seconds = time.monotonic() - started
+            assert seconds < 2 * TIMEOUT + SLACK, f"{fault.name}, {target}: {seconds:.1f} s"
+            return _seen(answer, dialect)
+
         for number, fault in enumerate(FAULTS):
             for index, setting in enumerate(SETTINGS):
-                seen = []
-                for stream in (False, True):
-                    replies = [JSONResponse(body, status, headers) for status, body, headers in fault.answers]
-                    router.provider.replies[fault.asks] = type(router.provider.seen)(replies)
-                    started = time.monotonic()
-                    body = {**ASK, "model": f"t{number}-{index}", "stream": stream}
-                    seen.append(_seen(http.post("/v1/chat/completions", json=body)))
-                    seconds = time.monotonic() - started
-                    assert seconds < 2 * TIMEOUT + SLACK, f"{fault.name}, {setting}: {seconds:.1f} s"
-                yield fault.name, setting, seen[0], seen[1]
+                target = f"t{number}-{index}"
+                yield fault.name, setting, *(seen(fault, target, CHAT, stream) for stream in (False, True))
+            for dialect in ASKS:
+                if dialect is not CHAT:
+                    told = (seen(fault, f"t{number}-0", dialect, stream) for stream in (False, True))
+                    yield fault.name, dialect.path, *told
 
 
-def _seen(answer: httpx.Response) -> str:
+def _seen(answer: httpx.Response, dialect: Dialect) -> str:
     """An answer in words; nothing of it is left out that a client could see of the fault."""
     assert "Traceback" not in answer.text
     for secret in (KEY, "sk-upstream-secret"):
@@ -175,13 +129,13 @@ def _seen(answer: httpx.Response) -> str:
     headers = answer.headers
     words = [str(answer.status_code)]
     if answer.status_code != 200:
-        words.append(_error(answer.json()["error"]))
+        words.append(_error(answer.json(), dialect))
         if "retry-after" in headers:
             words.append(f"`Retry-After: {headers['retry-after']}`")
     elif headers["content-type"].startswith("text/event-stream"):
-        words.append(_events(answer.text))
+        words.append(_events(answer.text, dialect))
     else:
-        assert answer.json()["choices"][0]["message"]["content"] == "Hello there!"
+        assert gist_of_answer(answer.json()).text == "Hello there!"
         words.append("the answer")
     if headers["x-router-reason"] == "fallback":
         words.append(f"of `{headers['x-router-target']}`")
@@ -191,43 +145,84 @@ def _seen(answer: httpx.Response) -> str:
     return re.sub(r"\bt\d+-\d+\b", "it", " ".join(words))
 
 
-def _events(text: str) -> str:
-    events = [line.removeprefix("data: ") for line in text.split("\n\n") if line]
-    chunks = [json.loads(event) for event in events if event != "[DONE]"]
-    content = "".join(
-        choice["delta"].get("content") or "" for chunk in chunks for choice in chunk.get("choices", ())
-    )
-    error = chunks[-1].get("error")
-    if error is None:
-        assert (content, events[-1]) == ("Hello there!", "[DONE]")
+def _events(text: str, dialect: Dialect) -> str:
+    parts = [part for part in text.split("\n\n") if part]
+    datas = [part.partition("data: ")[2] for part in parts]
+    events = [json.loads(data) for data in datas if data != "[DONE]"]
+    names = [event.get("type") for event in events]
+    ends = {
+        CHAT: datas[-1] == "[DONE]",
+        MESSAGES_DIALECT: "message_stop" in names,
+        RESPONSES: "response.completed" in names,
+    }
+    errors = [
+        event for event in events if event.get("error") or event.get("type") in ("error", "response.failed")
+    ]
+    if ends[dialect]:
+        assert not errors
+        assert gist_of_events([text.encode()]).text == "Hello there!"
         return "the answer"
-    assert "[DONE]" not in events
-    return f"“{content}”, then in the stream {_error(error)}"
+    content = "".join(map(_words, events))
+    return f"“{content}”, then in the stream {' and '.join(_error(event, dialect) for event in errors)}"
 
 
-def _error(error: dict[str, Any]) -> str:
-    assert error.keys() == {"message", "type", "param", "code"}
-    kind = f"`{error['type']}`" + (f", `{error['code']}`" if error["code"] else "")
+def _words(event: dict[str, Any]) -> str:
+    """What one event of any dialect says."""
+    if "choices" in event:
+        return "".join(choice["delta"].get("content") or "" for choice in event["choices"])
+    delta = event.get("delta")
+    if event.get("type") == "response.output_text.delta":
+        return str(delta)
+    return str(delta.get("text", "")) if isinstance(delta, dict) else ""
+
+
+def _error(body: dict[str, Any], dialect: Dialect) -> str:
+    """An error whose shape is checked on the way: a body, or an event."""
+    kind = body.get("type")
+    error = body.get("error")
+    event = ""
+    if dialect is MESSAGES_DIALECT:
+        assert kind == "error"
+        assert error.keys() == {"type", "message"}
+    elif kind == "response.failed":
+        event, error = f"`{kind}` ", body["response"]["error"]
+        assert error.keys() == {"code", "message"}
+    elif kind == "error":  # of the responses' stream
+        event, error = f"`{kind}` ", body
+        assert body.keys() >= {"code", "message", "param", "sequence_number"}
+    else:
+        assert error.keys() == {"message", "type", "param", "code"}
+    named = [
+        f"`{error[field]}`" for field in ("type", "code") if error.get(field) and error[field] != "error"
+    ]
     # Which of its words httpx or litellm has for it depends on where the connection broke.
     message = re.sub(r"broke off \(\w+\)", "broke off (…)", error["message"])
-    return f"{kind}: {message}"
+    return f"{event}{', '.join(named)}{': ' if named else ''}{message}"
 
 
 def page() -> str:
-    """The table, as it stands in docs/faults.md below its marker."""
+    """The tables, as they stand in docs/faults.md below its marker."""
     cells: dict[str, dict[str, str]] = {}
-    for fault, setting, whole, streamed in rows():
+    for fault, column, whole, streamed in rows():
         told = cells.setdefault(fault, {})
         cell = whole if whole == streamed else f"{whole}<br>stream: {streamed}"
-        if told and _without_attempts(cell) == _without_attempts(told["alone"]):
+        if column in SETTINGS and told and _without_attempts(cell) == _without_attempts(told["alone"]):
             attempts = re.search(r"\(\d+ attempts\)", cell)
             cell = f"the same {attempts[0]}" if attempts else "the same"
-        told[setting] = cell
-    lines = [f"| the provider | {' | '.join(SETTINGS)} |", "| --- " * (len(SETTINGS) + 1) + "|"]
-    lines += [f"| {fault} | {' | '.join(told.values())} |" for fault, told in cells.items()]
-    lines += ["", "In the other dialects, with the target alone; the words of the messages are the same:", ""]
-    lines += [f"| the provider | {' | '.join(OTHERS)} |", "| --- " * (len(OTHERS) + 1) + "|"]
-    lines += [f"| {' | '.join(cells)} |" for cells in other_rows()]
+        told[column] = cell
+    by_setting = _table(cells, list(SETTINGS), list(SETTINGS))
+    others = [dialect.path for dialect in ASKS if dialect is not CHAT]
+    by_dialect = _table(cells, others, [f"`{path}`" for path in others])
+    return (
+        f"`{CHAT.path}`:\n\n{by_setting}\nThe other dialects, where the target stands alone:\n\n{by_dialect}"
+    )
+
+
+def _table(cells: dict[str, dict[str, str]], columns: list[str], heads: list[str]) -> str:
+    lines = [f"| the provider | {' | '.join(heads)} |", "| --- " * (len(heads) + 1) + "|"]
+    lines += [
+        f"| {fault} | {' | '.join(told[column] for column in columns)} |" for fault, told in cells.items()
+    ]
     return "\n".join(lines) + "\n"
 
 

@@ -315,3 +315,36 @@ def test_an_own_key_that_is_none_is_400_and_not_echoed(http: httpx.Client, key: 
     answer = http.post(CHAT, json={**ASK, "model": "own"}, headers=[(b"x-own-key", key.encode("latin-1"))])
     assert answer.status_code == 400
     assert key not in answer.text
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/messages", {**ASK, "max_tokens": 50}),
+        ("/v1/responses", {"input": "hello"}),
+    ],
+)
+@pytest.mark.parametrize("stream", [False, True])
+def test_other_dialects_escalate_and_fall_back_as_well(
+    http: httpx.Client, router: Running, path: str, body: dict[str, Any], stream: bool
+) -> None:
+    fell_back = http.post(path, json={**body, "model": "first", "stream": stream})
+    assert fell_back.headers["x-router-target"] == "second", fell_back.text
+    bad: list[Response] = [reply("", "content_filter"), reply(None, refusal="I can't."), reply("")]
+    if stream:
+        empty = {"role": "assistant", "content": ""}
+        bad = [stream_of(empty, {"refusal": "I can't."}), stream_of(empty)]
+    for answer in bad:
+        router.provider.reply("weak", answer)
+        escalated = http.post(path, json={**body, "model": "held", "stream": stream})
+        assert escalated.status_code == 200, escalated.text
+        assert (escalated.headers["x-router-target"], escalated.headers["x-router-reason"]) == (
+            "best",
+            "escalated",
+        )
+        assert "Hello" in escalated.text
+        assert "I can't" not in escalated.text
+    router.provider.reply("weak", *([stream_of({"content": "fine"})] if stream else [reply("fine")]))
+    fine = http.post(path, json={**body, "model": "held", "stream": stream})
+    assert fine.headers["x-router-target"] == "weak"
+    assert "fine" in fine.text

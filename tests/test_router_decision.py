@@ -11,6 +11,7 @@ from router.decision import RequestFacts, decide, needs_prediction
 from router.errors import RequestError
 from router.policy import Policy, printable
 from router.predictor import Prediction
+from router.sessions import Session
 
 POLICY = Policy.model_validate(
     {
@@ -223,6 +224,11 @@ def full(**tier: Any) -> Policy:
     return Policy.model_validate(document).bound_to(("weak", "strong"), 0.3, bars={0.99: 0.01})
 
 
+def at(target: str, mode: str | None = None) -> Session:
+    """A session whose last request went to a target."""
+    return Session(target, 0.0, mode)
+
+
 def ends_in(tool: str, text: str = "ok", **more: Any) -> Content:
     """A request that ends in a tool's result."""
     call = {"id": "c", "type": "function", "function": {"name": tool, "arguments": "{}"}}
@@ -297,7 +303,7 @@ def test_step_rules_come_after_the_mode_and_before_the_default(
 
 
 def test_the_policy_s_rules_come_after_the_tier_s() -> None:
-    facts = RequestFacts(content=ends_in("fetch_url"), incumbent="frontier")
+    facts = RequestFacts(content=ends_in("fetch_url"), session=at("frontier"))
     assert decide(facts, full()).reason == "step"  # the policy's: stay
     assert decide(facts, full()).target == "frontier"
     assert decide(facts, full(steps=[{"kind": "web", "to": "cheap"}])).target == "cheap"
@@ -305,33 +311,35 @@ def test_the_policy_s_rules_come_after_the_tier_s() -> None:
 
 def test_stay_without_a_target_to_stay_at_is_as_without_the_rule() -> None:
     for incumbent in (None, "gone", "tiny"):  # tiny is not one of this tier's targets
-        facts = RequestFacts(content=ends_in("fetch_url"), incumbent=incumbent)
+        facts = RequestFacts(
+            content=ends_in("fetch_url"), session=None if incumbent is None else at(incumbent)
+        )
         assert decide(facts, full(), prediction(0.5)).reason == "predicted"
 
 
 def test_in_the_middle_of_a_step_the_session_stays() -> None:
     policy = full()
-    facts = RequestFacts(content=ends_in("bash"), incumbent="frontier")
+    facts = RequestFacts(content=ends_in("bash"), session=at("frontier"))
     assert not needs_prediction(facts, policy)
     decision = decide(facts, policy)
     assert (decision.target, decision.reason, decision.score) == ("frontier", "sticky", None)
     for other in (
         replace(facts, content=says("And now?")),  # a human asks
-        replace(facts, incumbent=None),
-        replace(facts, incumbent="tiny"),  # where another tier left the session
+        replace(facts, session=None),
+        replace(facts, session=at("tiny")),  # where another tier left the session
         replace(facts, mode="code"),  # the mode has changed …
-        replace(facts, incumbent_mode="code"),
+        replace(facts, session=at("frontier", "code")),
         replace(facts, allowed=frozenset(("cheap",))),  # this client may not go there
         replace(facts, content=ends_in("think")),  # a rule says predict
     ):
         assert needs_prediction(other, policy), other
         assert decide(other, policy, prediction(0.0)).target == "cheap"
-    same = replace(facts, mode="code", incumbent_mode="code")  # … and here it has not
+    same = replace(facts, mode="code", session=at("frontier", "code"))  # … and here it has not
     assert decide(same, policy).reason == "sticky"
 
 
 def test_a_bundle_that_knows_steps_predicts_in_the_middle_of_one() -> None:
-    facts = RequestFacts(content=ends_in("bash"), incumbent="frontier")
+    facts = RequestFacts(content=ends_in("bash"), session=at("frontier"))
     document = full().model_dump(exclude_unset=True)
     document["tiers"]["auto"]["predict"] = {"weak": "cheap", "strong": "frontier"}
     document["tiers"]["auto"]["modes"] = {}
@@ -414,7 +422,7 @@ def test_the_trail_tells_the_stages_in_their_order() -> None:
     policy = full(steps=STEPS)
     content = ends_in("bash", "ok " * 40_000)
     decision = decide(
-        RequestFacts("auto:novel", content=content, incumbent="frontier"), policy, prediction(0.0)
+        RequestFacts("auto:novel", content=content, session=at("frontier")), policy, prediction(0.0)
     )
     stages = [stage for stage, _ in decision.trail]
     assert stages == ["model", "mode", "step", "stay", "prediction", "capability"]
