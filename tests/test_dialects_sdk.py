@@ -482,3 +482,22 @@ def test_no_such_place_in_anthropics_shape(router: Running, path: str) -> None:
     assert answer.status_code == (405 if path == "/v1/messages" else 404)
     assert answer.json()["type"] == "error"
     assert answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_fallback_may_speak_another_dialect(stream: bool) -> None:
+    nobody = {"asks": "x", "model": "anthropic/x", "api_base": "http://127.0.0.1:9", "fallbacks": ["cheap"]}
+    with running(more={"unreached": nobody}) as started:
+        with anthropic.Anthropic(base_url=started.url, api_key="x", max_retries=0) as sdk:
+            raw: Any = sdk.messages.with_raw_response.create(
+                model="unreached", max_tokens=9, messages=ASK, stream=stream
+            )
+            answer = raw.parse()
+            words = (
+                [event.delta.text for event in answer if event.type == "content_block_delta"]
+                if stream
+                else [answer.content[0].text]
+            )
+        assert "".join(words) == "Hello there!"
+        assert (raw.headers["x-router-target"], raw.headers["x-router-reason"]) == ("cheap", "fallback")
+        assert started.provider.last.path == "/v1/chat/completions"

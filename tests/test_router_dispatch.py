@@ -258,10 +258,10 @@ def test_nothing_of_a_client_s_own_key_is_kept(
         to = destination("own", target, {"OURS": "sk-ours"}, scrubber([], {}), headers)
         try:
             if stream:
-                async for _ in await dispatcher.stream(to, {"messages": ASK}):
+                async for _ in await dispatcher.stream(to, Inbound(CHAT, {"messages": ASK})):
                     pass
             else:
-                await dispatcher.complete(to, {"messages": ASK})
+                await dispatcher.complete(to, Inbound(CHAT, {"messages": ASK}))
             return [client.api_key for client in cache.cache_dict.values() if hasattr(client, "api_key")]
         finally:
             for client in evicted:
