@@ -115,7 +115,7 @@ test-encoders: $(ENCODERS)/ready  ## the encoder beside sentence-transformers; a
 test-wheel: $(VENV)/dev  ## the wheel, alone in an empty environment: it predicts and serves
 	$(BIN)/python tests/wheel_alone.py
 
-test-schemathesis: $(VENV)/dev $(FUZZ)/ready  ## requests made from /openapi.json find no server error (a minute)
+test-schemathesis: $(VENV)/dev $(FUZZ)/ready  ## requests made from /openapi.json find no server error (minutes)
 	$(BIN)/python tests/fuzz_openapi.py --schemathesis $(FUZZ)/bin/schemathesis
 
 test-clients: $(CLIENTS)/ready $(AIDER)/ready $(NODE)/ready  ## real clients in front of the gateway (minutes)
