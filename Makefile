@@ -13,7 +13,7 @@ NODE := .clients-node
 PIP_FLAGS := --disable-pip-version-check --quiet --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help run demo test check test-encoders test-wheel test-schemathesis test-clients soak bench-gateway peers benchmark clean
+.PHONY: help run demo test check test-encoders test-wheel test-schemathesis test-clients soak bench-gateway study-sessions peers benchmark clean
 
 help:  ## what can be made
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -126,6 +126,9 @@ soak: $(VENV)/dev  ## 10,000 requests while the policy is rewritten every 50 ms
 
 bench-gateway: $(VENV)/dev $(PROXY)/ready  ## beside the LiteLLM proxy: latency and throughput (minutes)
 	$(BIN)/python tests/bench_gateway.py --proxy $(PROXY)/bin/litellm
+
+study-sessions: $(VENV)/dev  ## when a session leaves a warm prompt cache: by families of made-up agents (minutes)
+	$(BIN)/python tests/study_sessions.py
 
 peers: $(PEERS)/ready  ## the environment of routers to measure beside ours (minutes)
 
