@@ -17,14 +17,16 @@ file cannot be written either, or is over its bound, rows wait in memory; beyond
 from __future__ import annotations
 
 import asyncio
+import errno
 import hashlib
 import json
 import logging
+import os
 import random
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -38,10 +40,13 @@ from router.entry import Entry, now
 from router.errors import LedgerError
 from router.ledger_migrations import migrate
 from router.ledger_store import (
+    captures,
     database_errors,
+    entries,
     failed,
+    fitting,
+    is_in_place,
     is_refused,
-    is_there,
     ledger_url,
     open_engine,
     purge,
@@ -103,11 +108,11 @@ class LedgerStats:
     failures : int
         Transactions that failed and were tried again.
     pending : int
-        In memory now.
+        On no disk yet.
     away : bool
         The database did not answer last time.
     lag_seconds : float
-        How long the oldest row in memory has waited.
+        How long the oldest of these has waited.
     """
 
     written: int = 0
@@ -177,6 +182,7 @@ class Ledger:
         self._spill = Spill(spill or _spill_folder(self.url), most_spill_bytes)
         self._engine: Engine | None = None
         self._queue: deque[_Waiting] = deque()
+        self._writing: list[_Waiting] = []  # taken from the queue, and not safe yet
         self._prompt_characters = 0
         self._waiters = 0
         self._changed = threading.Condition()
@@ -196,15 +202,22 @@ class Ledger:
         LedgerError
             The database cannot be reached or made, or has a newer schema.
         """
-        engine = open_engine(self.url, "create", durable=self.strict)
         try:
-            migrate(engine)
+            self._connect()
         except database_errors() as error:
-            engine.dispose()
             raise failed(self.url, error) from None
-        self._engine = engine
         self._thread.start()
         return self
+
+    def _connect(self) -> None:
+        if self._engine is not None:
+            self._engine.dispose()
+        self._engine = open_engine(self.url, "create", durable=self.strict)
+        try:
+            migrate(self._engine)
+        except BaseException:
+            self._engine.dispose()
+            raise
 
     def record(self, entry: Entry, prompt: str | None = None) -> bool:
         """Queue a row; never waits for a disk. From any thread.
@@ -245,8 +258,10 @@ class Ledger:
     def stats(self) -> LedgerStats:
         """Counts since the start, and the state at this moment."""
         with self._changed:
-            lag = time.monotonic() - self._queue[0].since if self._queue else 0.0
-            return replace(self._stats, pending=len(self._queue), lag_seconds=lag)
+            oldest = (self._writing or self._queue or (None,))[0]
+            lag = 0.0 if oldest is None else time.monotonic() - oldest.since
+            pending = len(self._queue) + len(self._writing)
+            return replace(self._stats, pending=pending, lag_seconds=lag)
 
     def close(self, timeout: float = 30.0) -> None:
         """Write what is left, to the database or to the local file, and end the thread; blocks."""
@@ -274,7 +289,7 @@ class Ledger:
         capture = self.capture
         keep = prompt if capture is not None and prompt and capture.takes(entry) else None
         with self._changed:
-            if self._closing or len(self._queue) >= self._most_pending:
+            if self._closing or len(self._queue) + len(self._writing) >= self._most_pending:
                 self._count(lost=1)
                 return False
             if keep is not None:
@@ -297,8 +312,7 @@ class Ledger:
             with self._changed:
                 while (patience := self._patience()) > 0:
                     self._changed.wait(patience)
-                batch = [self._queue.popleft() for _ in range(min(len(self._queue), _TRANSACTION_ROWS))]
-                self._waiters -= sum(one.done is not None for one in batch)
+                batch = self._take()
                 closing = self._closing and not self._queue
             try:
                 self._turn(batch)
@@ -307,10 +321,19 @@ class Ledger:
                 logger.error("ledger: %s", type(error).__name__)
                 _tell(batch, _not_saved(self.url))
                 with self._changed:
-                    self._count(lost=len(batch))
+                    self._count(lost=len(self._writing))
+                    self._writing = []
+                self._try_again = self._purge_at = time.monotonic() + _LONGEST_PAUSE
             if closing:
                 self._spill.close()
                 return
+
+    def _take(self) -> list[_Waiting]:
+        """The next batch; the lock is held."""
+        batch = [self._queue.popleft() for _ in range(min(len(self._queue), _TRANSACTION_ROWS))]
+        self._waiters -= sum(one.done is not None for one in batch)
+        self._writing = batch
+        return batch
 
     def _patience(self) -> float:
         """Seconds until there is something to do; the lock is held."""
@@ -342,23 +365,23 @@ class Ledger:
             self._restore()
         if clock >= self._purge_at and not self._stats.away:
             self._purge_at = clock + _PURGE_SECONDS
-            self._attempt(lambda engine: purge(engine, now()))
+            self._attempt(self._purge)
 
     def _write(self, batch: Sequence[_Waiting]) -> None:
         rows, prompts = _rows(batch)
         error = self._commit(rows, prompts)
         if error is None:
-            self._forget_prompts(batch)
-            _tell(batch, None)
+            self._settle(batch)
         else:
             self._set_aside(batch, rows, prompts)
 
     def _commit(self, rows: list[dict[str, Any]], prompts: list[dict[str, Any]]) -> Exception | None:
         """Write to the database; the error where it is away. What it refuses is kept aside, the rest is written."""
-        engine = self._engine
-        assert engine is not None
+        assert self._engine is not None
         try:
-            with engine.begin() as connection:
+            if not is_in_place(self.url):
+                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+            with self._engine.begin() as connection:
                 written = write_batch(connection, rows, prompts)
         except Exception as error:
             if not is_refused(error):
@@ -393,14 +416,14 @@ class Ledger:
             logger.error("ledger: %s: %s", self._spill.folder, error.strerror)
             saved = False
         if saved:
-            self._forget_prompts(batch)
             with self._changed:
                 self._count(spilled=len(rows))
             self._unsaved = False
-            _tell(batch, None)
+            self._settle(batch)
             return
         _tell(batch, _not_saved(self.url))
         with self._changed:
+            self._writing = []
             if self._closing:
                 self._count(lost=len(batch))
                 return
@@ -411,7 +434,8 @@ class Ledger:
     def _restore(self) -> None:
         """Where the database answers, read back what was spilled; between its parts, new rows are written."""
         if self._stats.away:
-            if not self._attempt(is_there):
+            # Anew: the file, or the tables, may be gone, and rows that went there would be lost in silence.
+            if not self._attempt(self._connect):
                 return
             self._unsaved = False
             with self._changed:
@@ -436,27 +460,36 @@ class Ledger:
         return True
 
     def _restore_part(self, part: list[tuple[dict[str, Any], bytes]]) -> bool:
-        rows = [line["row"] for line, _ in part if isinstance(line.get("row"), dict)]
-        prompts = [line["prompt"] for line, _ in part if isinstance(line.get("prompt"), dict)]
+        rows, prompts = [], []
         for line, content in part:
-            if not isinstance(line.get("row") or line.get("prompt"), dict):
+            if (row := fitting(entries, line.get("row"))) is not None:
+                rows.append(row)
+            elif (prompt := fitting(captures, line.get("prompt"))) is not None:
+                if prompt["expires"] > now():
+                    prompts.append(prompt)
+            else:
                 self._spill.refuse(content)
+                with self._changed:
+                    self._count(refused=1)
         part.clear()
         before = self._stats.written
-        if self._commit(rows, [one for one in prompts if one.get("expires", 0) > now()]) is not None:
+        if self._commit(rows, prompts) is not None:
             return False
         with self._changed:
             self._count(restored=self._stats.written - before)
-            batch = [self._queue.popleft() for _ in range(min(len(self._queue), _TRANSACTION_ROWS))]
-            self._waiters -= sum(one.done is not None for one in batch)
+            batch = self._take()
         failures = self._stats.failures
         if batch:
             self._write(batch)
         return self._stats.failures == failures
 
-    def _attempt(self, work: Any) -> bool:
+    def _purge(self) -> None:
+        assert self._engine is not None
+        purge(self._engine, now())
+
+    def _attempt(self, work: Callable[[], None]) -> bool:
         try:
-            work(self._engine)
+            work()
         except Exception as error:
             self._is_away(error)
             return False
@@ -474,9 +507,12 @@ class Ledger:
         if first:
             logger.error("%s; rows go to %s until it answers", failed(self.url, error), self._spill.folder)
 
-    def _forget_prompts(self, batch: Sequence[_Waiting]) -> None:
+    def _settle(self, batch: Sequence[_Waiting]) -> None:
+        """The batch is on a disk."""
         with self._changed:
+            self._writing = []
             self._prompt_characters -= sum(len(one.prompt) for one in batch if one.prompt is not None)
+        _tell(batch, None)
 
     def _count(self, **more: int) -> None:
         self._stats = replace(

@@ -5,6 +5,7 @@ SQLite by default, PostgreSQL where several servers share a ledger.
 
 from __future__ import annotations
 
+import json
 import os
 import sqlite3
 import time
@@ -38,7 +39,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, SQLAlchemyError, StatementError
 
 from router.entry import NanoPrices
 from router.errors import LedgerError
@@ -216,6 +217,7 @@ def open_engine(url: URL, access: Access = "read", *, durable: bool = False) -> 
                 "connect_timeout": _CONNECT_SECONDS,
                 "tcp_user_timeout": 10_000,  # ms until a server that is silently gone counts as gone
                 "keepalives_idle": 10,
+                "application_name": "router-ledger",
             }
             | dict(url.query),
         )
@@ -255,15 +257,8 @@ def write_batch(
     int
         The rows that were new.
     """
-    insert = _insert(connection)
-    new: set[str] = set()
-    if rows:
-        written = connection.execute(
-            insert(entries).on_conflict_do_nothing(index_elements=["id"]).returning(entries.c.id), list(rows)
-        )
-        new = set(written.scalars())
-    if prompts:
-        connection.execute(insert(captures).on_conflict_do_nothing(index_elements=["id"]), list(prompts))
+    new = _insert_new(connection, entries, rows)
+    _insert_new(connection, captures, prompts)
     if new:
         _add(connection, summed(row for row in rows if row["id"] in new))
     return len(new)
@@ -457,6 +452,23 @@ def _snapshot(engine: Engine) -> dict[str, str]:
     return {} if engine.dialect.name == "sqlite" else {"isolation_level": "REPEATABLE READ"}
 
 
+def _insert_new(connection: Connection, table: Table, rows: Sequence[Mapping[str, Any]]) -> set[str]:
+    """Insert the rows that are not there; their ids."""
+    if not rows:
+        return set()
+    if connection.dialect.name == "postgresql":
+        # One parameter in place of forty a row: SQLAlchemy's own way takes ten times as long here.
+        columns = ", ".join(f'"{column.name}"' for column in table.c)
+        statement = text(
+            f"INSERT INTO {table.name} ({columns}) SELECT {columns} "
+            f"FROM json_populate_recordset(NULL::{table.name}, CAST(:rows AS json)) "
+            "ON CONFLICT (id) DO NOTHING RETURNING id"
+        )
+        return set(connection.execute(statement, {"rows": json.dumps(list(rows))}).scalars())
+    new = sqlite.insert(table).on_conflict_do_nothing(index_elements=["id"]).returning(table.c.id)
+    return set(connection.execute(new, list(rows)).scalars())
+
+
 def _add(connection: Connection, totals: Sequence[Mapping[str, Any]]) -> None:
     statement = _insert(connection)(sums)
     connection.execute(
@@ -534,10 +546,26 @@ def is_refused(error: Exception) -> bool:
     """Whether the database refuses these rows, rather than being away: writing them again would fail again."""
     if isinstance(error, DBAPIError):
         return type(error).__name__ in ("DataError", "IntegrityError")
-    return isinstance(error, OverflowError | ValueError | TypeError | KeyError)
+    return isinstance(error, StatementError | OverflowError | ValueError | TypeError)
 
 
-def is_there(engine: Engine) -> bool:
-    """Whether the database answers; raises what it raises where it does not."""
-    with engine.connect() as connection:
-        return bool(connection.execute(text("SELECT 1")).scalar() == 1)
+def fitting(table: Table, values: object) -> dict[str, Any] | None:
+    """A row as it was read from a file, with the table's columns and no others; None where it cannot be one."""
+    if not isinstance(values, dict):
+        return None
+    row = {column.name: values.get(column.name) for column in table.c}
+    for column in table.c:
+        value = row[column.name]
+        if value is None:
+            if not column.nullable:
+                return None
+        elif not isinstance(
+            value, (int, float) if isinstance(column.type, Double) else column.type.python_type
+        ):
+            return None
+    return row
+
+
+def is_in_place(url: URL) -> bool:
+    """False where somebody took the SQLite file away: what is written to it then is never found again."""
+    return url.get_backend_name() != "sqlite" or os.path.exists(str(url.database))

@@ -156,24 +156,24 @@ class Spend:
         total, time = self.total, _period(self.since, self.until)
         if not total.requests:
             return f"No requests {time}."
-        all_of_it = (
-            f"{dollars(total.cost)} for {count(total.tokens)} tokens in {_requests(total.requests)} {time}"
+        sizes = (
+            f"{dollars(total.cost)} for {count(total.tokens)} tokens in {_requests(total.requests)} {time}."
         )
         if not total.tokens or self.dearest is None:
-            return f"Nothing was used: {all_of_it}."
-        most = self.groups[0]
+            return f"Nothing was used: {sizes}"
+        most, dearest = self.groups[0], self.dearest
         if self.groups_total == 1 and most.value is None:
-            return f"{all_of_it}; no request names a {self.by}: try another --by."
+            return f"No request names a {self.by} (try another --by): {sizes}"
+        takes = "take" if most.value is None else "takes"
         tokens = f"{percent(self.share(most.sums))} of the tokens"
         if not total.cost:
-            return f"{_name(self.by, most.value)} takes {tokens}: {all_of_it}."
-        money = f"{percent(self.dearest.sums.cost / total.cost)} of the dollars"
-        if self.dearest.value == most.value:
-            return f"{_name(self.by, most.value)} takes {money} and {tokens}: {all_of_it}."
-        return (
-            f"{_name(self.by, self.dearest.value)} takes {money}, "
-            f"{_name(self.by, most.value)} most tokens ({percent(self.share(most.sums))}): {all_of_it}."
-        )
+            return f"{_named(self.by, most.value)} {takes} {tokens}: {sizes}"
+        money = f"{percent(dearest.sums.cost / total.cost)} of the dollars"
+        if dearest.value == most.value:
+            return f"{_named(self.by, most.value)} {takes} {money} and {tokens}: {sizes}"
+        takes = "take" if dearest.value is None else "takes"
+        other = _named(self.by, most.value)
+        return f"{_named(self.by, dearest.value)} {takes} {money}, {other[0].lower()}{other[1:]} {tokens}: {sizes}"
 
     def as_json(self) -> dict[str, Any]:
         """For a program: integers in nano-dollars, beside them dollars; ``*_estimate`` are estimates."""
@@ -496,10 +496,8 @@ def _requests(number: int) -> str:
     return "1 request" if number == 1 else f"{count(number)} requests"
 
 
-def _name(by: str, value: str | None) -> str:
-    if value is None:
-        return f"What names no {by}"
-    return f"{by.capitalize()} {value}"
+def _named(by: str, value: str | None) -> str:
+    return f"Requests without a {by}" if value is None else f"{by.capitalize()} {value}"
 
 
 def _harmless(value: str) -> str:
