@@ -43,29 +43,30 @@ def _version_1(connection: Connection) -> None:
 
 
 def _version_2(connection: Connection) -> None:
-    """The sums by hour and group, and those of the rows that are there."""
+    """The sums by hour and by day of each group, and those of the rows that are there."""
     # Clustered in SQLite; PostgreSQL has no such table, and room left in a page keeps its updates there.
     clustered = "WITHOUT ROWID" if connection.dialect.name == "sqlite" else "WITH (fillfactor = 80)"
-    _run(
-        connection,
-        f"""
-        CREATE TABLE sums (
-            kind TEXT NOT NULL, hour BIGINT NOT NULL, value TEXT NOT NULL,
-            requests BIGINT NOT NULL, failed BIGINT NOT NULL, estimated BIGINT NOT NULL, unpriced BIGINT NOT NULL,
-            input_tokens BIGINT NOT NULL, cached_read_tokens BIGINT NOT NULL, cache_write_tokens BIGINT NOT NULL,
-            output_tokens BIGINT NOT NULL, reasoning_tokens BIGINT NOT NULL, earlier_tokens BIGINT NOT NULL,
-            cost BIGINT NOT NULL, strongest_cost BIGINT NOT NULL, saved BIGINT NOT NULL,
-            PRIMARY KEY (kind, hour, value)
-        ) {clustered}
-        """,
-    )
+    for table in ("hour_sums", "day_sums"):
+        _run(
+            connection,
+            f"""
+            CREATE TABLE {table} (
+                kind TEXT NOT NULL, slot BIGINT NOT NULL, value TEXT NOT NULL,
+                requests BIGINT NOT NULL, failed BIGINT NOT NULL, estimated BIGINT NOT NULL, unpriced BIGINT NOT NULL,
+                input_tokens BIGINT NOT NULL, cached_read_tokens BIGINT NOT NULL, cache_write_tokens BIGINT NOT NULL,
+                output_tokens BIGINT NOT NULL, reasoning_tokens BIGINT NOT NULL, earlier_tokens BIGINT NOT NULL,
+                cost BIGINT NOT NULL, strongest_cost BIGINT NOT NULL, saved BIGINT NOT NULL,
+                PRIMARY KEY (kind, slot, value)
+            ) {clustered}
+            """,
+        )
     columns = {
         "all": "''",
         "mode": "coalesce(mode, '')",
         "feature": "coalesce(feature, '')",
         "tier": "coalesce(tier, '')",
-        "model": "coalesce(model, '')",
         "target": "coalesce(target, '')",
+        "model": "coalesce(model, '')",
         "key": "coalesce(client, '')",
         "session": "coalesce(session, '')",
         "reason": "coalesce(reason, '')",
@@ -74,7 +75,7 @@ def _version_2(connection: Connection) -> None:
         _run(
             connection,
             f"""
-            INSERT INTO sums
+            INSERT INTO hour_sums
             SELECT '{kind}', time / 3600000000, {value}, count(*),
                 sum(CASE WHEN status >= 400 THEN 1 ELSE 0 END), sum(CASE WHEN usage_estimated THEN 1 ELSE 0 END),
                 sum(CASE WHEN cost IS NULL THEN 1 ELSE 0 END),
@@ -84,6 +85,17 @@ def _version_2(connection: Connection) -> None:
             FROM entries GROUP BY 2, 3
             """,
         )
+    _run(
+        connection,
+        """
+        INSERT INTO day_sums
+        SELECT kind, slot / 24, value, sum(requests), sum(failed), sum(estimated), sum(unpriced),
+            sum(input_tokens), sum(cached_read_tokens), sum(cache_write_tokens),
+            sum(output_tokens), sum(reasoning_tokens), sum(earlier_tokens),
+            sum(cost), sum(strongest_cost), sum(saved)
+        FROM hour_sums GROUP BY 1, 2, 3
+        """,
+    )
 
 
 def _version_3(connection: Connection) -> None:

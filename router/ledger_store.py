@@ -117,14 +117,21 @@ entries = Table(
     _required("fallbacks", Integer),
 )
 
-sums = Table(
-    "sums",
-    _metadata,
-    Column("kind", Text, primary_key=True),
-    Column("hour", BigInteger, primary_key=True),
-    Column("value", Text, primary_key=True),
-    *(_required(name, BigInteger) for name in SUMMED),
-)
+
+def _sums_table(name: str) -> Table:
+    return Table(
+        name,
+        _metadata,
+        Column("kind", Text, primary_key=True),
+        Column("slot", BigInteger, primary_key=True),
+        Column("value", Text, primary_key=True),
+        *(_required(column, BigInteger) for column in SUMMED),
+    )
+
+
+# A row for every group, and hour or day since 1970 (``slot``), in which it has any request.
+hour_sums = _sums_table("hour_sums")
+day_sums = _sums_table("day_sums")
 
 captures = Table(
     "captures",
@@ -260,7 +267,7 @@ def write_batch(
     new = _insert_new(connection, entries, rows)
     _insert_new(connection, captures, prompts)
     if new:
-        _add(connection, summed(row for row in rows if row["id"] in new))
+        _add_all(connection, summed(row for row in rows if row["id"] in new))
     return len(new)
 
 
@@ -299,7 +306,7 @@ def summed(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
                 for i, value in enumerate(values):
                     total[i] += value
     return [
-        {"kind": kind, "hour": hour, "value": value, **dict(zip(SUMMED, total, strict=True))}
+        {"kind": kind, "slot": hour, "value": value, **dict(zip(SUMMED, total, strict=True))}
         for (kind, hour, value), total in sorted(totals.items())
     ]
 
@@ -407,30 +414,30 @@ def check(engine: Engine) -> Check:
                 total[0] += 1
                 total[1] += sum(row[name] for name in names)
                 total[2] += row["cost"] or 0
-        used = sums.c.input_tokens + sums.c.output_tokens + sums.c.earlier_tokens
-        kept = {
-            (row.kind, row.value): [int(row[2]), int(row[3]), int(row[4])]
-            for row in connection.execute(
-                select(
-                    sums.c.kind,
-                    sums.c.value,
-                    func.sum(sums.c.requests),
-                    func.sum(used),
-                    func.sum(sums.c.cost),
-                ).group_by(sums.c.kind, sums.c.value)
-            )
-        }
+        kept = {table.name: _kept(connection, table) for table in (hour_sums, day_sums)}
     if wrong:
         problems.append(
             f"{wrong} rows whose cost does not follow from their tokens and prices, the first is {first}"
         )
-    for kind in (ALL, *GROUPS):
-        differing = sum(
-            kept.get(key) != expected.get(key) for key in kept.keys() | expected.keys() if key[0] == kind
-        )
-        if differing:
-            problems.append(f"the sums by {kind} differ from the rows in {differing} groups")
+    for name, found in kept.items():
+        for kind in (ALL, *GROUPS):
+            differing = sum(
+                found.get(key) != expected.get(key)
+                for key in found.keys() | expected.keys()
+                if key[0] == kind
+            )
+            if differing:
+                problems.append(f"{name} by {kind} differ from the rows in {differing} groups")
     return Check(rows, tokens, dollars, tuple(problems))
+
+
+def _kept(connection: Connection, table: Table) -> dict[tuple[str, str], list[int]]:
+    used = table.c.input_tokens + table.c.output_tokens + table.c.earlier_tokens
+    totals = (func.sum(table.c.requests), func.sum(used), func.sum(table.c.cost))
+    rows = connection.execute(
+        select(table.c.kind, table.c.value, *totals).group_by(table.c.kind, table.c.value)
+    )
+    return {(row[0], row[1]): [int(total) for total in row[2:]] for row in rows}
 
 
 def cost_follows(row: Mapping[str, Any]) -> bool:
@@ -469,24 +476,41 @@ def _insert_new(connection: Connection, table: Table, rows: Sequence[Mapping[str
     return set(connection.execute(new, list(rows)).scalars())
 
 
-def _add(connection: Connection, totals: Sequence[Mapping[str, Any]]) -> None:
-    statement = _insert(connection)(sums)
-    connection.execute(
-        statement.on_conflict_do_update(
-            index_elements=["kind", "hour", "value"],
-            set_={name: sums.c[name] + statement.excluded[name] for name in SUMMED},
-        ),
-        list(totals),
-    )
+def by_day(totals: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Sums by hour, as sums by day."""
+    days: dict[tuple[str, int, str], dict[str, Any]] = {}
+    for total in totals:
+        key = (total["kind"], total["slot"] // 24, total["value"])
+        day = days.setdefault(
+            key, {"kind": key[0], "slot": key[1], "value": key[2]} | dict.fromkeys(SUMMED, 0)
+        )
+        for name in SUMMED:
+            day[name] += total[name]
+    return [days[key] for key in sorted(days)]
+
+
+def _add_all(connection: Connection, totals: Sequence[Mapping[str, Any]]) -> None:
+    for table, more in ((hour_sums, totals), (day_sums, by_day(totals))):
+        statement = _insert(connection)(table)
+        connection.execute(
+            statement.on_conflict_do_update(
+                index_elements=["kind", "slot", "value"],
+                set_={name: table.c[name] + statement.excluded[name] for name in SUMMED},
+            ),
+            list(more),
+        )
 
 
 def _merge(connection: Connection, kind: str, value: str) -> None:
     """Let what a group has count as nobody's."""
-    mine = (sums.c.kind == kind) & (sums.c.value == value)
-    totals = [dict(row) | {"value": ""} for row in connection.execute(select(sums).where(mine)).mappings()]
+    mine = [(table.c.kind == kind) & (table.c.value == value) for table in (hour_sums, day_sums)]
+    totals = [
+        dict(row) | {"value": ""} for row in connection.execute(select(hour_sums).where(mine[0])).mappings()
+    ]
     if totals:
-        connection.execute(delete(sums).where(mine))
-        _add(connection, sorted(totals, key=lambda row: row["hour"]))
+        connection.execute(delete(hour_sums).where(mine[0]))
+        connection.execute(delete(day_sums).where(mine[1]))
+        _add_all(connection, sorted(totals, key=lambda row: row["slot"]))
 
 
 def _insert(connection: Connection) -> Any:

@@ -1,7 +1,7 @@
 """Where the money goes: tokens and dollars of the ledger by group.
 
-Whole hours come from the sums that are kept with the rows, what is left of the first and the last hour from the rows
-themselves: exact for any time, and as fast over millions of rows as over thousands.
+Whole days and hours come from the sums that are kept with the rows, what is left of the first and the last hour from the
+rows themselves: exact for any time, and over millions of rows as fast as there are few groups.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -19,6 +19,7 @@ from sqlalchemy import (
     Connection,
     RowMapping,
     Select,
+    Table,
     Text,
     case,
     cast,
@@ -38,17 +39,20 @@ from router.ledger_store import (
     HOUR,
     SUMMED,
     database_errors,
+    day_sums,
     entries,
     failed,
+    hour_sums,
     ledger_url,
     open_engine,
-    sums,
 )
 
 DAY = "day"
 BY = (*GROUPS, DAY)
 
 _WORDS = ("today", "yesterday", "week", "month", "year", "now")
+_TOKENS = ("input_tokens", "output_tokens", "earlier_tokens")
+_SLOTS = ((day_sums, 24 * HOUR), (hour_sums, HOUR), (entries, 1))  # in microseconds
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _RELATIVE = re.compile(r"(\d{1,6})([mhdw])")
 _UNITS = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
@@ -282,17 +286,15 @@ def query_spend(
     """As :func:`read_spend`, on a connection; times are microseconds since 1970, UTC."""
     if since is not None and until is not None and since >= until:
         raise UsageError("--since: must be before --until")
-    grouped = _grouped(by, since, until).cte("grouped")
-    tokens = grouped.c.input_tokens + grouped.c.output_tokens + grouped.c.earlier_tokens
-    order = (tokens.desc(), grouped.c.value)
-    query = select(grouped, select(func.count()).select_from(grouped).scalar_subquery().label("groups_total"))
+    grouped = _grouped(by, since, until, SUMMED)
+    groups_total = None
     if limit:
-        first = select(grouped.c.value).order_by(*order).limit(limit)
-        dearest = select(grouped.c.value).order_by(grouped.c.cost.desc(), *order).limit(1)
-        query = query.where(or_(grouped.c.value.in_(first), grouped.c.value.in_(dearest)))
-    rows = connection.execute(query.order_by(*order)).mappings().all()
-    groups = [_group(by, row) for row in rows]
-    everything = connection.execute(_grouped(ALL, since, until)).mappings().first()
+        # First which are wanted, by few of the sums: there may be a group for every session.
+        first, groups_total = _first(connection, by, since, until, limit)
+        grouped = grouped.having(grouped.selected_columns.value.in_(first))
+    groups = [_group(by, row) for row in connection.execute(grouped).mappings()]
+    groups.sort(key=lambda group: (-group.sums.tokens, group.value or ""))
+    everything = connection.execute(_grouped(ALL, since, until, SUMMED)).mappings().first()
     return Spend(
         by,
         since,
@@ -300,7 +302,7 @@ def query_spend(
         Sums() if everything is None else _sums(everything),
         tuple(groups[:limit] if limit else groups),
         max(groups, key=lambda group: group.sums.cost, default=None),
-        int(rows[0]["groups_total"]) if rows else 0,
+        len(groups) if groups_total is None else groups_total,
     )
 
 
@@ -415,36 +417,63 @@ def notes(spend: Spend) -> Iterator[str]:
         yield f"{count(total.earlier_tokens)} tokens went to attempts that did not give the answer: in tokens and dollars"
 
 
-def _grouped(by: str, since: int | None, until: int | None) -> Select[Any]:
-    """Sums by value: of whole hours from the sums, of the rest from the rows."""
-    first = None if since is None else -(-since // HOUR)  # the first whole hour
-    last = None if until is None else until // HOUR  # the first that is not whole any more
-    if first is not None and last is not None and first >= last:
-        assert since is not None
-        assert until is not None
-        parts = [_of_rows(by, since, until)]
-    else:
-        parts = [_of_sums(by, first, last)]
-        if since is not None and first is not None and since < first * HOUR:
-            parts.append(_of_rows(by, since, first * HOUR))
-        if until is not None and last is not None and until > last * HOUR:
-            parts.append(_of_rows(by, last * HOUR, until))
+def _first(
+    connection: Connection, by: str, since: int | None, until: int | None, limit: int
+) -> tuple[list[str], int]:
+    """The values with the most tokens and the one with the most dollars, and how many there are."""
+    grouped = _grouped(by, since, until, (*_TOKENS, "cost")).cte("grouped")
+    tokens = sum((grouped.c[name] for name in _TOKENS[1:]), grouped.c[_TOKENS[0]])
+    every = select(grouped.c.value, tokens.label("tokens"), grouped.c.cost).cte("every")
+    order = (every.c.tokens.desc(), every.c.value)
+    most = select(every.c.value).order_by(*order).limit(limit)
+    dearest = select(every.c.value).order_by(every.c.cost.desc(), *order).limit(1)
+    total = select(func.count()).select_from(every).scalar_subquery()
+    rows = connection.execute(
+        select(every.c.value, total).where(or_(every.c.value.in_(most), every.c.value.in_(dearest)))
+    ).all()
+    return [row[0] for row in rows], rows[0][1] if rows else 0
+
+
+def _grouped(by: str, since: int | None, until: int | None, names: Sequence[str]) -> Select[Any]:
+    """Sums by value: of whole days and hours as they are kept, of what is left of an hour from the rows."""
+    parts = [
+        _of_rows(by, start, end, names) if table is entries else _of_sums(by, table, start, end, names)
+        for table, start, end in _slices(since, until)
+    ]
     every = (parts[0] if len(parts) == 1 else union_all(*parts)).subquery()
-    return select(every.c.value, *(func.sum(every.c[name]).label(name) for name in SUMMED)).group_by(
+    return select(every.c.value, *(func.sum(every.c[name]).label(name) for name in names)).group_by(
         every.c.value
     )
 
 
-def _of_sums(by: str, first: int | None, last: int | None) -> Select[Any]:
-    value = cast(sums.c.hour // 24, Text) if by == DAY else sums.c.value
-    query = select(value.label("value"), *(sums.c[name] for name in SUMMED))
-    query = query.where(sums.c.kind == (ALL if by == DAY else by))
+def _slices(
+    since: int | None, until: int | None, tables: tuple[tuple[Table, int], ...] = _SLOTS
+) -> Iterator[tuple[Table, int | None, int | None]]:
+    """A time, cut into whole days, whole hours and the rest: a table each, with its first slot and the one after its last."""
+    table, size = tables[0]
+    first = None if since is None else -(-since // size)
+    last = None if until is None else until // size
+    if first is not None and last is not None and first >= last and size > 1:
+        yield from _slices(since, until, tables[1:])
+        return
+    yield table, first, last
+    if since is not None and first is not None and since < first * size:
+        yield from _slices(since, first * size, tables[1:])
+    if until is not None and last is not None and until > last * size:
+        yield from _slices(last * size, until, tables[1:])
+
+
+def _of_sums(by: str, table: Table, first: int | None, last: int | None, names: Sequence[str]) -> Select[Any]:
+    day = table.c.slot if table is day_sums else table.c.slot // 24
+    value = cast(day, Text) if by == DAY else table.c.value
+    query = select(value.label("value"), *(table.c[name] for name in names))
+    query = query.where(table.c.kind == (ALL if by == DAY else by))
     if first is not None:
-        query = query.where(sums.c.hour >= first)
-    return query if last is None else query.where(sums.c.hour < last)
+        query = query.where(table.c.slot >= first)
+    return query if last is None else query.where(table.c.slot < last)
 
 
-def _of_rows(by: str, since: int, until: int) -> Select[Any]:
+def _of_rows(by: str, since: int | None, until: int | None, names: Sequence[str]) -> Select[Any]:
     if by == DAY:
         value: ColumnElement[Any] = cast(entries.c.time // (24 * HOUR), Text)
     else:
@@ -459,7 +488,7 @@ def _of_rows(by: str, since: int, until: int) -> Select[Any]:
         "strongest_cost": func.coalesce(row.strongest_cost, 0),
         "saved": func.coalesce(row.strongest_cost - row.cost, 0),
     }
-    columns = ((summed[name] if name in summed else row[name]).label(name) for name in SUMMED)
+    columns = ((summed[name] if name in summed else row[name]).label(name) for name in names)
     return select(value.label("value"), *columns).where(row.time >= since, row.time < until)
 
 

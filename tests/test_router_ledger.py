@@ -30,17 +30,20 @@ from router.ledger import Capture, Ledger
 from router.ledger_migrations import MIGRATIONS, VERSION, migrate
 from router.ledger_store import (
     HOUR,
+    by_day,
     captured,
     captures,
     check,
+    day_sums,
     default_ledger_path,
     entries,
     forget,
+    hour_sums,
     ledger_url,
     open_engine,
     purge,
     shown,
-    sums,
+    summed,
     write_batch,
 )
 from router.policy import Prices
@@ -71,7 +74,9 @@ def assert_consistent(where: str, rows: int) -> None:
     with engine_of(where) as engine:
         found = check(engine)
         with engine.connect() as connection:
-            counted = connection.execute(select(func.sum(sums.c.requests)).where(sums.c.kind == "all"))
+            counted = connection.execute(
+                select(func.sum(hour_sums.c.requests)).where(hour_sums.c.kind == "all")
+            )
             assert int(counted.scalar() or 0) == rows
     assert (found.rows, found.problems) == (rows, ())
 
@@ -166,10 +171,10 @@ def test_check_finds_a_cost_that_does_not_follow_and_sums_that_differ(where: str
             connection.execute(
                 text("UPDATE entries SET cost = cost + 1 WHERE id = (SELECT min(id) FROM entries)")
             )
-            connection.execute(text("UPDATE sums SET requests = 7 WHERE kind = 'mode'"))
+            connection.execute(text("UPDATE hour_sums SET requests = 7 WHERE kind = 'mode'"))
         problems = check(engine).problems
     assert problems[0].startswith("1 rows whose cost does not follow")
-    assert any("by mode differ from the rows in 1 groups" in problem for problem in problems)
+    assert any("hour_sums by mode differ from the rows in 1 groups" in problem for problem in problems)
 
 
 # Rows
@@ -231,7 +236,9 @@ def test_a_clock_that_jumps_back_loses_nothing(where: str) -> None:
     assert_consistent(where, 4)
     with engine_of(where) as engine, engine.connect() as connection:
         hours = connection.execute(
-            select(sums.c.hour, sums.c.requests).where(sums.c.kind == "all").order_by(sums.c.hour)
+            select(hour_sums.c.slot, hour_sums.c.requests)
+            .where(hour_sums.c.kind == "all")
+            .order_by(hour_sums.c.slot)
         ).all()
     assert [tuple(row) for row in hours] == [(now // HOUR - 50, 2), (now // HOUR, 2)]
 
@@ -721,7 +728,7 @@ def test_the_tables_are_what_the_migrations_make(where: str) -> None:
     with engine_of(where, "create") as engine:
         assert migrate(engine) == 0
         found = inspect(engine)
-        for table in (entries, sums, captures):
+        for table in (entries, hour_sums, day_sums, captures):
             made = found.get_columns(table.name)
             assert [one["name"] for one in made] == [column.name for column in table.c]
             for one, column in zip(made, table.c, strict=True):
@@ -743,19 +750,23 @@ def test_an_old_ledger_is_brought_up(where: str, version: int) -> None:
                 connection.execute(entries.insert(), rows)
             else:
                 connection.execute(entries.insert(), rows)
-                for one in router.ledger_store.summed(rows):
-                    connection.execute(sums.insert(), one)
+                hours = summed(rows)
+                connection.execute(hour_sums.insert(), hours)
+                connection.execute(day_sums.insert(), by_day(hours))
         assert migrate(engine) == version
         assert migrate(engine) == VERSION
         with engine.connect() as connection:
             kept = [
-                tuple(row) for row in connection.execute(select(sums).order_by(*sums.primary_key.columns))
+                sorted(tuple(row) for row in connection.execute(select(table)))
+                for table in (hour_sums, day_sums)
             ]
             applied = (
                 connection.execute(text("SELECT version FROM schema_version ORDER BY 1")).scalars().all()
             )
     # What the migration adds up is what writing would have added up.
-    assert sorted(kept) == sorted(tuple(one.values()) for one in router.ledger_store.summed(rows))
+    hours = summed(rows)
+    assert kept == [sorted(tuple(one.values()) for one in totals) for totals in (hours, by_day(hours))]
+    assert {slot for _, slot, *_ in kept[1]} == {4}
     assert applied == list(range(1, VERSION + 1))
     with Ledger(where) as ledger:
         ledger.record(entry(time=100 * HOUR))

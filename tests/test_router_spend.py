@@ -451,11 +451,11 @@ def test_the_ledgers_commands(run: Run) -> None:
 def test_a_ledger_that_disagrees_with_itself_is_an_error(run: Run) -> None:
     fill("l.db", ROWS)
     with open_engine(ledger_url("l.db"), "write").begin() as connection:
-        connection.exec_driver_sql("DELETE FROM sums WHERE kind = 'target'")
+        connection.exec_driver_sql("DELETE FROM day_sums WHERE kind = 'target'")
         connection.engine.dispose()
     code, out, err = run("ledger", "check", "--ledger", "l.db")
     assert (code, out.count("\n")) == (1, 1)
-    assert "the sums by target differ from the rows in 1 groups" in err
+    assert "day_sums by target differ from the rows in 1 groups" in err
 
 
 def test_reading_changes_nothing(tmp_path: Path) -> None:
