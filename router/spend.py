@@ -440,14 +440,14 @@ def _first(
     order = (every.c.tokens.desc(), every.c.value)
     most = select(every.c.value).order_by(*order).limit(limit).subquery()
     dearest = select(every.c.value).order_by(every.c.cost.desc(), *order).limit(1).subquery()
-    total = select(cast(func.count(), Text)).select_from(every)
+    total = select(literal("total"), cast(func.count(), Text)).select_from(every)
+    wanted = [select(literal("wanted"), one.c.value) for one in (most, dearest)]
     if connection.dialect.name == "postgresql":
         # For the groups of all sessions: with the usual 4 MB they go over the disk.
         connection.execute(text("SET LOCAL work_mem = '64MB'"))
-    found = (
-        connection.execute(union_all(total, select(most.c.value), select(dearest.c.value))).scalars().all()
-    )
-    return sorted(set(found[1:])), int(found[0])
+    found = connection.execute(union_all(total, *wanted)).all()
+    values = {value for what, value in found if what == "wanted"}
+    return sorted(values), next(int(value) for what, value in found if what == "total")
 
 
 def _grouped(by: str, since: int | None, until: int | None, names: Sequence[str]) -> Select[Any]:
