@@ -15,7 +15,7 @@ from sqlalchemy import Connection, Engine, inspect, text
 from router.errors import LedgerError
 
 # PostgreSQL's name for the lock that lets one process migrate at a time; any number that nothing else uses.
-_LOCK = 7_310_228_541
+_LOCK = 731_022_854
 
 
 def _version_1(connection: Connection) -> None:
@@ -134,9 +134,16 @@ def migrate(engine: Engine, to: int = VERSION) -> int:
     LedgerError
         The schema is newer than this program.
     """
+    with engine.connect() as connection:
+        found = _version(connection)
+    if found >= to:
+        return found  # without the lock: a server that comes back must not wait for others
     with engine.begin() as connection:
         if connection.dialect.name == "postgresql":
-            connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _LOCK})
+            # Of this schema: another ledger in the same database has one of its own.
+            connection.execute(
+                text("SELECT pg_advisory_xact_lock(:lock, hashtext(current_schema()))"), {"lock": _LOCK}
+            )
             # A migration reads all rows; what bounds a request's statement must not end it.
             connection.execute(text("SET LOCAL statement_timeout = 0"))
         found = _version(connection)

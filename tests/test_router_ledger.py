@@ -22,6 +22,7 @@ from sqlalchemy import Engine, func, inspect, select, text
 from sqlalchemy.exc import OperationalError
 
 import router.ledger
+import router.ledger_migrations
 import router.ledger_store
 from router.entry import LONGEST_TEXT, MOST_TOKENS, Entry, NanoPrices, nano_dollars, new_id
 from router.entry import now as clock_now
@@ -783,6 +784,21 @@ def test_a_ledger_of_a_later_version_is_left_alone(where: str) -> None:
     ):
         Ledger(where).open()
     assert len(MIGRATIONS) == VERSION
+
+
+def test_a_ledger_that_is_up_to_date_waits_for_no_lock(postgres: str) -> None:
+    """While a ledger elsewhere in the database is migrated, or this one looked after, servers start and come back."""
+    with engine_of(postgres) as engine:
+        migrate(engine)
+        with engine.begin() as connection:
+            connection.execute(text("LOCK TABLE schema_version IN ROW EXCLUSIVE MODE"))
+            connection.execute(
+                text("SELECT pg_advisory_xact_lock(:lock, hashtext(current_schema()))"),
+                {"lock": router.ledger_migrations._LOCK},
+            )
+            with Ledger(postgres, flush_seconds=0.01) as ledger:
+                ledger.record(entry())
+                wait_for(lambda: ledger.stats.written == 1)
 
 
 # Opening
