@@ -292,15 +292,13 @@ def query_spend(
         # For the groups of all sessions: with the usual 4 MB they go over the disk; compiling takes longer than it saves.
         connection.execute(text("SET LOCAL work_mem = '64MB'"))
         connection.execute(text("SET LOCAL jit = off"))
-    grouped = _grouped(by, since, until, SUMMED)
-    groups_total = None
+    first, groups_total = None, None
     if limit:
         # First which are wanted, by few of the sums: there may be a group for every session.
         first, groups_total = _first(connection, by, since, until, limit)
-        grouped = grouped.having(grouped.selected_columns.value.in_(first))
-    groups = [_group(by, row) for row in connection.execute(grouped).mappings()]
+    groups = [_group(by, row) for row in connection.execute(_grouped(by, since, until, first)).mappings()]
     groups.sort(key=lambda group: (-group.sums.tokens, group.value or ""))
-    everything = connection.execute(_grouped(ALL, since, until, SUMMED)).mappings().first()
+    everything = connection.execute(_grouped(ALL, since, until)).mappings().first()
     return Spend(
         by,
         since,
@@ -451,18 +449,22 @@ def _first(
     return sorted(values), next(int(value) for what, value in found if what == "total")
 
 
-def _grouped(by: str, since: int | None, until: int | None, names: Sequence[str]) -> Select[Any]:
-    """Sums by value."""
-    rows = _rows_of(by, since, until, names)
-    return select(rows.c.value, *(func.sum(rows.c[name]).label(name) for name in names)).group_by(
+def _grouped(by: str, since: int | None, until: int | None, only: Sequence[str] | None = None) -> Select[Any]:
+    """Sums by value, of these values alone where they are given."""
+    rows = _rows_of(by, since, until, SUMMED, only)
+    return select(rows.c.value, *(func.sum(rows.c[name]).label(name) for name in SUMMED)).group_by(
         rows.c.value
     )
 
 
-def _rows_of(by: str, since: int | None, until: int | None, names: Sequence[str]) -> Subquery:
+def _rows_of(
+    by: str, since: int | None, until: int | None, names: Sequence[str], only: Sequence[str] | None = None
+) -> Subquery:
     """What is to be added up by value: whole days and hours as they are kept, what is left of an hour from the rows."""
     parts = [
-        _of_rows(by, start, end, names) if table is entries else _of_sums(by, table, start, end, names)
+        _of_rows(by, start, end, names, only)
+        if table is entries
+        else _of_sums(by, table, start, end, names, only)
         for table, start, end in _slices(since, until)
     ]
     return (parts[0] if len(parts) == 1 else union_all(*parts)).subquery()
@@ -485,17 +487,28 @@ def _slices(
         yield from _slices(last * size, until, tables[1:])
 
 
-def _of_sums(by: str, table: Table, first: int | None, last: int | None, names: Sequence[str]) -> Select[Any]:
+def _of_sums(
+    by: str,
+    table: Table,
+    first: int | None,
+    last: int | None,
+    names: Sequence[str],
+    only: Sequence[str] | None,
+) -> Select[Any]:
     day = table.c.slot if table is day_sums else table.c.slot // 24
     value = cast(day, Text) if by == DAY else table.c.value
     query = select(value.label("value"), *(table.c[name] for name in names))
     query = query.where(table.c.kind == (ALL if by == DAY else by))
+    if only is not None:
+        query = query.where(value.in_(only))
     if first is not None:
         query = query.where(table.c.slot >= first)
     return query if last is None else query.where(table.c.slot < last)
 
 
-def _of_rows(by: str, since: int | None, until: int | None, names: Sequence[str]) -> Select[Any]:
+def _of_rows(
+    by: str, since: int | None, until: int | None, names: Sequence[str], only: Sequence[str] | None
+) -> Select[Any]:
     if by == DAY:
         value: ColumnElement[Any] = cast(entries.c.time // (24 * HOUR), Text)
     else:
@@ -511,7 +524,8 @@ def _of_rows(by: str, since: int | None, until: int | None, names: Sequence[str]
         "saved": func.coalesce(row.strongest_cost - row.cost, 0),
     }
     columns = ((summed[name] if name in summed else row[name]).label(name) for name in names)
-    return select(value.label("value"), *columns).where(row.time >= since, row.time < until)
+    query = select(value.label("value"), *columns).where(row.time >= since, row.time < until)
+    return query if only is None else query.where(value.in_(only))
 
 
 def _group(by: str, row: RowMapping) -> Group:
