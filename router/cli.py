@@ -11,7 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -22,10 +22,12 @@ from router import __version__
 from router.errors import RouterError, UsageError, run_command
 
 if TYPE_CHECKING:
+    from sqlalchemy import Engine
     from uvicorn.supervisors import Multiprocess
 
     from router.features import Prompt
     from router.gateway import Gateway
+    from router.ledger_store import Access
     from router.policy import Policy
     from router.predictor import Predictor
     from router.settings import Settings
@@ -48,6 +50,16 @@ policy_app = typer.Typer(
 )
 app.add_typer(policy_app, name="policy")
 
+
+ledger_app = typer.Typer(
+    help="Look after the ledger: its schema, and the prompts that were captured.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+app.add_typer(ledger_app, name="ledger")
+
 # Seconds that open streams get to end when the server is told to stop.
 _GRACE_SECONDS = 30
 
@@ -58,6 +70,15 @@ _ONE_THREAD = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
 BundleOption = Annotated[
     Path | None,
     typer.Option("--bundle", metavar="DIR", help="The bundle; the one that comes along by default."),
+]
+
+LedgerOption = Annotated[
+    str | None,
+    typer.Option(
+        "--ledger",
+        metavar="URL",
+        help="A file or postgresql://…; ROUTER_LEDGER or the user's data directory by default.",
+    ),
 ]
 
 
@@ -430,6 +451,151 @@ def _read_content(place: str) -> bytes:
         return Path(place).read_bytes()
     except OSError as error:
         raise UsageError(f"{place}: no request can be read there ({error.strerror})") from None
+
+
+@app.command()
+def spend(
+    ledger: LedgerOption = None,
+    by: Annotated[
+        str, typer.Option(help="mode, feature, tier, target, model, key, session, reason or day.")
+    ] = "mode",
+    since: Annotated[
+        str | None, typer.Option(help="2026-01-31, 2026-01-31T12:00, 7d, 24h, today, week, month, …; UTC.")
+    ] = None,
+    until: Annotated[
+        str | None, typer.Option(help="As --since, and exclusive: a date is its first moment.")
+    ] = None,
+    limit: Annotated[int, typer.Option(min=0, help="Groups to show; 0 for all.")] = 20,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")] = False,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Comma-separated lines on standard output.")] = False,
+) -> None:
+    """Say where the money goes: tokens and dollars by group, most tokens first."""
+    from router.spend import check_group, notes, read_spend, table
+
+    if as_json and as_csv:
+        raise UsageError("--json and --csv: one of the two")
+    check_group(by)
+    found = read_spend(_ledger(ledger), by=by, since=since, until=until, limit=limit)
+    if as_json:
+        print(json.dumps(found.as_json()))
+    elif as_csv:
+        print(found.as_csv(), end="")
+    else:
+        print(found.summary())
+        if found.groups:
+            from rich.console import Console
+
+            console = Console(highlight=False)
+            console.print()
+            console.print(table(found))
+        for note in notes(found):
+            print(note, file=sys.stderr)
+
+
+@ledger_app.command("migrate")
+def migrate_ledger(ledger: LedgerOption = None) -> None:
+    """Bring the ledger's schema up to this version; a server does so when it starts."""
+    from router.ledger_migrations import VERSION, migrate
+
+    with _opened(ledger, "write", migrated=False) as engine:
+        found = migrate(engine)
+    print(f"schema version {VERSION}" + (f", was {found}" if found != VERSION else "; nothing to do"))
+
+
+@ledger_app.command("delete")
+def delete_captures(
+    ledger: LedgerOption = None,
+    session: Annotated[str | None, typer.Option(help="A session, as the ledger knows it.")] = None,
+    client: Annotated[str | None, typer.Option(help="The id of a client's key.")] = None,
+    rows: Annotated[
+        bool, typer.Option("--rows", help="Take session and client off its rows too; their tokens stay.")
+    ] = False,
+) -> None:
+    """Delete the captured prompts of a session or of a client."""
+    from router.ledger_store import forget
+
+    if (session is None) == (client is None):
+        raise UsageError("give --session or --client")
+    with _opened(ledger, "write") as engine:
+        prompts, anonymous = forget(engine, session=session, client=client, rows=rows)
+    print(f"{prompts} prompts deleted" + (f", {anonymous} rows made anonymous" if rows else ""))
+
+
+@ledger_app.command("purge")
+def purge_captures(
+    ledger: LedgerOption = None,
+    before: Annotated[
+        str | None, typer.Option(help="Those captured before this time too: 2026-01-31, 30d, month, …")
+    ] = None,
+) -> None:
+    """Delete the captured prompts whose time to be kept is over; a server does so by itself."""
+    from datetime import UTC, datetime
+
+    from router.entry import now
+    from router.ledger_store import purge
+    from router.spend import moment
+
+    time_before = None if before is None else moment(before, datetime.now(UTC), "--before")
+    with _opened(ledger, "write") as engine:
+        gone = purge(engine, now(), before=time_before)
+    print(f"{gone} prompts deleted")
+
+
+@ledger_app.command("captures")
+def print_captures(
+    ledger: LedgerOption = None,
+    since: Annotated[str | None, typer.Option(help="2026-01-31, 7d, month, …; UTC.")] = None,
+    until: Annotated[str | None, typer.Option(help="As --since, and exclusive.")] = None,
+) -> None:
+    """Print the captured prompts, each with its row, as JSONL on standard output."""
+    from datetime import UTC, datetime
+
+    from router.ledger_store import captured
+    from router.spend import moment
+
+    today = datetime.now(UTC)
+    start = None if since is None else moment(since, today, "--since")
+    end = None if until is None else moment(until, today, "--until")
+    with _opened(ledger) as engine:
+        for row in captured(engine, since=start, until=end):
+            print(json.dumps(row, ensure_ascii=False))
+
+
+@ledger_app.command("check")
+def check_ledger(ledger: LedgerOption = None) -> None:
+    """Add up the rows again: their costs by their own prices, and the sums that `spend` reads."""
+    from router.entry import NANO
+    from router.ledger_store import check
+
+    with _opened(ledger) as engine:
+        found = check(engine)
+    print(f"{found.rows:,} rows, ${found.cost / NANO:,.9f}, {found.tokens:,} tokens")
+    if found.problems:
+        raise RouterError("; ".join(found.problems))
+    print("each cost follows from its tokens and prices, and the sums agree with the rows")
+
+
+def _ledger(flag: str | None) -> str | None:
+    return flag if flag is not None else os.environ.get("ROUTER_LEDGER")
+
+
+@contextmanager
+def _opened(flag: str | None, access: Access = "read", *, migrated: bool = True) -> Iterator[Engine]:
+    """The ledger's database; what goes wrong there is one line."""
+    from router.ledger_migrations import check_version
+    from router.ledger_store import database_errors, failed, ledger_url, open_engine
+
+    url = ledger_url(_ledger(flag))
+    engine = open_engine(url, access)
+    try:
+        if migrated:
+            with engine.connect() as connection:
+                check_version(connection)
+        yield engine
+    except database_errors() as error:
+        raise failed(url, error) from None
+    finally:
+        engine.dispose()
 
 
 def _decision(predictor: Predictor, prompt: Prompt, threshold: float) -> dict[str, Any]:

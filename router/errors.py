@@ -61,6 +61,10 @@ class SourceError(RouterError):
     """What a policy comes from cannot be read or reached; of the policy itself that says nothing."""
 
 
+class LedgerError(RouterError):
+    """The ledger cannot be opened, read or written. The message never holds a password of its URL."""
+
+
 class RequestError(RouterError):
     """A request to the server is wrong; becomes an HTTP 4xx in the dialect's error shape.
 

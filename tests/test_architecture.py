@@ -16,7 +16,7 @@ ROOT = Path(__file__).parent.parent
 ROUTER = sorted((ROOT / "router").rglob("*.py"))
 TRAINING = sorted((ROOT / "training").rglob("*.py"))
 # Importing the server must not cost what only training or dispatch needs.
-HEAVY = ("litellm", "torch", "sklearn", "pandas", "scipy", "joblib", "matplotlib", "training")
+HEAVY = ("litellm", "torch", "sklearn", "pandas", "scipy", "joblib", "matplotlib", "sqlalchemy", "training")
 
 
 def imports(path: Path) -> Iterator[tuple[str, str]]:
