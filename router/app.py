@@ -21,6 +21,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
 from router import __version__
+from router.accounting import Ended, entry_of
 from router.capability import lacks
 from router.clients import Client
 from router.content import Content
@@ -28,14 +29,15 @@ from router.decision import Decision, RequestFacts
 from router.dialects import CHAT, MESSAGES, RESPONSES, Dialect, Inbound
 from router.dialects.messages import COUNT_PATH
 from router.dispatch import Answer, Destination, Stream
-from router.errors import RequestError, RouterError, UpstreamError
+from router.entry import now
+from router.errors import LedgerError, RequestError, RouterError, UpstreamError, UsageError
 from router.escalation import Held, fault_of, gist_of_answer, gist_of_events, hold
 from router.failover import Attempt, Sent
 from router.features import Prompt
 from router.gateway import Gateway, load_gateway
 from router.metrics import CONTENT_TYPE
 from router.openapi import description
-from router.policy import Fault, Limits
+from router.policy import Fault, Limits, printable
 from router.schemas import (
     read_facts,
     read_route,
@@ -142,6 +144,10 @@ def create_app(settings: Settings | None = None, gateway: Gateway | None = None)
     async def metrics(request: Request) -> Response:
         return await Exchange(request, gateway).run(_metrics, counted=False)
 
+    @app.get("/v1/spend")
+    async def spend(request: Request) -> Response:
+        return await Exchange(request, gateway).run(_spend, counted=False)
+
     @app.get("/openapi.json")
     async def openapi() -> Response:
         return _json_response(description(__version__))
@@ -184,6 +190,10 @@ class Exchange:
         self._session: str | None = None
         self._content: Content | None = None
         self._body_bytes = 0
+        self._arrived = now()
+        self.dispatches = False  # until it is known to, and again when it is recorded
+        self.first_seconds: float | None = None
+        self.error: str | None = None
         self.id = request_id(self.request.headers) or f"req_{uuid.uuid4().hex}"
         self.path = self.request.url.path
         self.wants_trail = False
@@ -213,9 +223,11 @@ class Exchange:
             self._admit(counted)
             response = await handle(self)
         except RequestError as error:
+            self.error = error.code or "invalid_request"
             response = self._error(error, error.status)
             response.headers.update(error.headers)
         except UpstreamError as error:
+            self.error = error.code or error.type or "upstream_error"
             response = self._error(error, error.status)
             if error.retry_after is not None:
                 response.headers["retry-after"] = error.retry_after
@@ -223,8 +235,14 @@ class Exchange:
             response = Response(status_code=CLIENT_GONE)
         except Exception as error:
             self._log_bug(error)
+            self.error = "internal_error"
             response = self._error(error, 500)
         if counted and not isinstance(response, EventStream):
+            try:
+                await self.record(response.status_code)
+            except LedgerError as error:
+                logger.error("id=%s %s", self.id, error)
+                response = self._error(RequestError("The request could not be recorded.", status=503), 503)
             self.finish(response.status_code)
         return response
 
@@ -309,7 +327,7 @@ class Exchange:
 
     def used(self, attempt: Attempt, usage: Usage | None, *, size: float) -> None:
         """Count what an answer took; ``size`` is about how many tokens it has, where the provider does not say."""
-        attempt.usage = usage
+        attempt.usage, attempt.size = usage, size
         target = self.in_force.policy.targets[attempt.target]
         self.gateway.metrics.used(attempt.target, usage, target.prices)
         if self.client is not None and self.gateway.clients is not None:
@@ -341,6 +359,41 @@ class Exchange:
         if self.attempts:
             headers["x-router-attempts"] = str(len(self.attempts))
         return headers
+
+    async def record(self, status: int, *, streamed: bool = False) -> None:
+        """Put the request into the ledger, once; waits until it is on the disk where the ledger is strict.
+
+        What was never decided on is not recorded.
+
+        Raises
+        ------
+        LedgerError
+            Strict, and it could not be kept.
+        """
+        ledger, decision = self.gateway.ledger, self.decision
+        if ledger is None or decision is None or self._content is None or not self.dispatches:
+            return
+        self.dispatches = False
+        seconds, gone = time.perf_counter() - self.started, status == CLIENT_GONE
+        error = "client_gone" if gone else self.error
+        ended = Ended(
+            status, error, seconds, self.decision_ms / 1e3, self.first_seconds, streamed, cancelled=gone
+        )
+        entry = entry_of(
+            decision,
+            self.attempts,
+            self._content,
+            ended,
+            policy=self.in_force.policy,
+            time=self._arrived,
+            request=self.id,
+            dialect=self.dialect.name,
+            versions=(self.in_force.version, self.in_force.bundle),
+            session=self._session,
+            client=self.client_id or None,
+            headers=self.request.headers,
+        )
+        await ledger.write(entry)
 
     def _remember(self) -> None:
         """Keep where the session's request went, and how long its answer was."""
@@ -410,6 +463,7 @@ class EventStream(Response):
         self._sent = sent  # None where the stream is complete, and counted
         self._exchange = exchange
         self._events = 0
+        self._settled = False
         # Proxies must not hold chunks back.
         headers = {
             "content-type": "text/event-stream",
@@ -427,19 +481,37 @@ class EventStream(Response):
             status = CLIENT_GONE
         finally:
             await self._stream.aclose()
-            if self._stream.error is not None:
-                status = self._stream.error.status
-            if self._sent is not None:
-                self._sent.stay.end(self._stream.error, outcome="gone" if status == CLIENT_GONE else "ok")
-                # About a token an event.
-                self._exchange.used(self._sent.attempt, self._stream.usage, size=self._events)
+            if (error := self._stream.error) is not None:
+                status = error.status
+            await self._settle(status)
             self._exchange.finish(status)
 
     async def _send_all(self, send: Send) -> None:
         async for event in self._stream:
+            if not self._events:
+                self._exchange.first_seconds = time.perf_counter() - self._exchange.started
             self._events += 1
             await send({"type": "http.response.body", "body": event, "more_body": True})
+        await self._settle(self.status_code if self._stream.error is None else self._stream.error.status)
         await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _settle(self, status: int) -> None:
+        """Count and record what the answer took; before it ends, so that a strict ledger has it by then."""
+        if self._settled:
+            return
+        self._settled = True
+        error = self._stream.error
+        if error is not None:
+            self._exchange.error = error.code or error.type or "upstream_error"
+        if self._sent is not None:
+            self._sent.stay.end(error, outcome="gone" if status == CLIENT_GONE else "ok")
+            # About a token an event.
+            self._exchange.used(self._sent.attempt, self._stream.usage, size=self._events)
+        try:
+            await self._exchange.record(status, streamed=True)
+        except LedgerError as problem:
+            # Its events are with the client already.
+            logger.error("id=%s %s", self._exchange.id, problem)
 
 
 async def unless_gone(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
@@ -469,6 +541,7 @@ async def _converse(exchange: Exchange) -> Response:
     facts = exchange.in_session(
         read_facts(inbound.body, exchange.request.headers, exchange.limits, inbound.content())
     )
+    exchange.dispatches = True
     if facts.session is not None:
         inbound = replace(inbound, families=exchange.in_force.families(facts.session.targets))
 
@@ -582,8 +655,45 @@ async def _models(exchange: Exchange) -> Response:
     return _json_response({"object": "list", "data": data})
 
 
+async def _spend(exchange: Exchange) -> Response:
+    """The ledger's sums, as `router spend --json` gives them."""
+    exchange.check_admin()
+    ledger = exchange.gateway.ledger
+    if ledger is None:
+        raise RequestError("This server keeps no ledger: it was started without --ledger.", status=404)
+    asked = exchange.request.query_params
+    unknown = sorted(set(asked) - {"by", "since", "until", "limit"})
+    if unknown:
+        raise RequestError(
+            f"'{printable(unknown[0])}' is none of by, since, until and limit.", param=unknown[0][:64]
+        )
+    limit = asked.get("limit", "20")
+    if not (limit.isascii() and limit.isdecimal() and len(limit) <= 6):
+        raise RequestError("'limit' must be a whole number.", param="limit")
+    from router.spend import read_spend
+
+    url = ledger.url.render_as_string(hide_password=False)
+    try:
+        found = await asyncio.to_thread(
+            read_spend,
+            url,
+            by=asked.get("by", "mode"),
+            since=asked.get("since"),
+            until=asked.get("until"),
+            limit=int(limit),
+        )
+    except UsageError as error:
+        raise RequestError(f"{error}".replace("--", "")) from None
+    except LedgerError as error:
+        logger.error("%s", error)
+        raise RequestError("The ledger cannot be read; the log says why.", status=503) from None
+    return _json_response(found.as_json())
+
+
 async def _metrics(exchange: Exchange) -> Response:
     exchange.check_admin()
+    if exchange.gateway.ledger is not None:
+        exchange.gateway.metrics.ledger(exchange.gateway.ledger.stats)
     return Response(exchange.gateway.metrics.text(), headers={"content-type": CONTENT_TYPE})
 
 

@@ -127,6 +127,17 @@ def serve(
             "--open-to-anyone", help="Listen beyond this machine though there are no clients' keys."
         ),
     ] = None,
+    ledger: Annotated[
+        str | None,
+        typer.Option(
+            metavar="WHERE",
+            help="Record every request: a file, postgresql://…, or default: a file in the user's data directory.",
+        ),
+    ] = None,
+    ledger_durability: Annotated[
+        str | None,
+        typer.Option(metavar="HOW", help="batched, by default, or strict: recorded before its answer ends."),
+    ] = None,
     reload_seconds: Annotated[
         float | None,
         typer.Option(
@@ -177,6 +188,8 @@ def serve(
         log_level=log_level,
         clients=clients,
         open_to_anyone=open_to_anyone,
+        ledger=ledger,
+        ledger_durability=ledger_durability,
         reload_seconds=reload_seconds,
         allowed_keys=",".join(allow_key) if allow_key else None,
         policy_allow_redirects=policy_allow_redirects,

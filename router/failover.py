@@ -70,11 +70,16 @@ Outcome = Literal[
 
 @dataclass(slots=True)
 class Attempt:
-    """One call of a provider. ``usage`` is known when the answer is complete, and where the provider tells it."""
+    """One call of a provider.
+
+    ``usage`` is known when the answer is complete, and where the provider tells it; ``size`` is about how many tokens
+    the answer has, as it came.
+    """
 
     target: str
     outcome: Outcome | None = None
     usage: Usage | None = None
+    size: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Protocol
 
+from router.accounting import unpriced
 from router.clients import ClientKeys
 from router.decision import Decision, RequestFacts, decide, needs_prediction
 from router.dispatch import Destination, Dispatcher, destination, scrubber
@@ -30,6 +31,7 @@ from router.sessions import SessionStore
 from router.settings import Settings, policy_source
 
 if TYPE_CHECKING:
+    from router.ledger import Ledger
     from router.live import Live
 
 logger = logging.getLogger("router")
@@ -112,7 +114,7 @@ class InForce:
 class Gateway:
     """One server's state; parameters as for :class:`InForce`, which it starts with.
 
-    ``clients`` are those who may use it; anybody, where there are none.
+    ``clients`` are those who may use it; anybody, where there are none. ``ledger`` is open, and closed with the gateway.
     ``live`` keeps policy and bundle as their sources say, where they have such.
     """
 
@@ -124,9 +126,11 @@ class Gateway:
         predictor: PromptPredictor | None,
         environment: Mapping[str, str] | None = None,
         clients: ClientKeys | None = None,
+        ledger: Ledger | None = None,
     ) -> None:
         self.environment = os.environ if environment is None else environment
-        self.in_force = InForce(policy, predictor, self.environment)
+        self.ledger = ledger
+        self.in_force = self.bind(policy, predictor)
         self.clients = clients
         self.dispatcher = Dispatcher()
         self.metrics = Metrics()
@@ -135,6 +139,15 @@ class Gateway:
         self.started = int(time.time())
         # The encoder releases the GIL, so prompts run beside one another; more threads than cores only queue.
         self._executor = ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="predict")
+
+    def bind(self, policy: Policy, predictor: PromptPredictor | None) -> InForce:
+        """What would be in force with these; :class:`PolicyError` where it cannot be.
+
+        With a ledger every target needs prices: a request without would seem to be free.
+        """
+        if self.ledger is not None and (names := unpriced(policy)):
+            raise PolicyError(f"targets.{names[0]}.prices is missing: the ledger counts what requests cost")
+        return InForce(policy, predictor, self.environment)
 
     def put_in_force(self, in_force: InForce) -> None:
         """Decide and send by this from the next request on; those that have arrived keep theirs."""
@@ -152,8 +165,10 @@ class Gateway:
         return decide(facts, policy, prediction)
 
     async def close(self) -> None:
-        """Let the prediction threads end, and close the connections to the providers."""
+        """Let the prediction threads end, close the connections to the providers, and write what the ledger holds."""
         await self.dispatcher.close()
+        if self.ledger is not None:
+            await asyncio.to_thread(self.ledger.close)
         self._executor.shutdown(wait=False, cancel_futures=True)
 
 
@@ -166,25 +181,35 @@ def load_gateway(settings: Settings, policy: Policy) -> Gateway:
     ------
     BundleError, EncoderError, PolicyError
     RouterError
-        The file of clients cannot be used.
+        The file of clients or the ledger cannot be used.
     """
     clients = None if settings.clients is None else ClientKeys.of(settings.clients)
     from router.bundle import default_bundle_dir
     from router.live import Live
 
+    ledger = _ledger(settings)
     source = policy_source(settings)
     bundle = settings.bundle or default_bundle_dir()
     try:
-        gateway = Gateway(policy, _predictor(settings, policy, bundle), clients=clients)
+        gateway = Gateway(policy, _predictor(settings, policy, bundle), clients=clients, ledger=ledger)
     except PolicyError as error:
         kept = source.kept()
         if kept is None:
             raise
         logger.warning("%s: %s; the policy that was last in force is taken instead", source.shown, error)
         policy = kept
-        gateway = Gateway(policy, _predictor(settings, policy, bundle), clients=clients)
+        gateway = Gateway(policy, _predictor(settings, policy, bundle), clients=clients, ledger=ledger)
     gateway.live = Live(gateway, policy, source, bundle, settings.bundle_seconds)
     return gateway
+
+
+def _ledger(settings: Settings) -> Ledger | None:
+    if settings.ledger is None:
+        return None
+    from router.ledger import Ledger
+
+    where = None if settings.ledger == "default" else settings.ledger
+    return Ledger(where, durability=settings.ledger_durability).open()
 
 
 def _predictor(settings: Settings, policy: Policy, bundle: Path) -> PromptPredictor | None:

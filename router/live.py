@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from router.errors import BundleError, EncoderError, PolicyError, RouterError, SourceError
-from router.gateway import Gateway, InForce, PromptPredictor
+from router.gateway import Gateway, PromptPredictor
 from router.policy import Policy
 from router.sources import Source
 
@@ -205,7 +205,7 @@ class Live:
             if predictor is None and policy.uses_prediction():
                 continue
             try:
-                in_force = InForce(policy, predictor, self._gateway.environment)
+                in_force = self._gateway.bind(policy, predictor)
             except PolicyError as error:
                 errors.append(error)
                 continue

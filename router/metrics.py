@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest, multiprocess
 from prometheus_client.core import GaugeMetricFamily, Metric
@@ -13,6 +13,9 @@ from prometheus_client.registry import Collector
 from router.decision import Decision
 from router.policy import Prices
 from router.upstream import Usage
+
+if TYPE_CHECKING:
+    from router.ledger import LedgerStats
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 # Set before the workers start, it makes prometheus_client share their counts through files in this directory.
@@ -95,6 +98,19 @@ class Metrics:
             registry=self._registry,
             multiprocess_mode="livemax",
         )
+        self._ledger_rows = Gauge(
+            "router_ledger_rows",
+            "Rows of the ledger since the start, by what became of them; pending ones are on no disk yet.",
+            ("state",),
+            registry=self._registry,
+            multiprocess_mode="livesum",
+        )
+        self._ledger_lag = Gauge(
+            "router_ledger_lag_seconds",
+            "How long the oldest row that is on no disk yet has waited.",
+            registry=self._registry,
+            multiprocess_mode="livemax",
+        )
         self._reloads = {
             "policy": Counter(
                 "router_policy_reloads",
@@ -156,6 +172,12 @@ class Metrics:
         """A target cools down until this time, in seconds since 1970."""
         self._cooldowns.labels(target).inc()
         self._cooling_until.labels(target).set(until)
+
+    def ledger(self, stats: LedgerStats) -> None:
+        """What the ledger has done, as of now."""
+        for state in ("written", "spilled", "restored", "refused", "lost", "pending"):
+            self._ledger_rows.labels(state).set(getattr(stats, state))
+        self._ledger_lag.set(stats.lag_seconds)
 
     def text(self) -> bytes:
         """The page that Prometheus reads; of all workers, where they share their counts."""

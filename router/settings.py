@@ -56,6 +56,11 @@ class Settings(BaseSettings):
     ----------
     policy : Path or str
         A file, or a URL.
+    ledger : str or None
+        The database that every request is recorded in; none is where it is None. ``default`` is a file in the user's data
+        directory.
+    ledger_durability : {"batched", "strict"}
+        See :class:`router.ledger.Ledger`.
     reload_seconds : float or None
         How often policy and bundle are looked at again; 0 is never. Every second otherwise, a URL every 30.
     allowed_keys : str or None
@@ -76,6 +81,8 @@ class Settings(BaseSettings):
     log_level: LogLevel = "info"
     clients: Path | None = None
     open_to_anyone: bool = False
+    ledger: str | None = None
+    ledger_durability: Literal["batched", "strict"] = "batched"
     reload_seconds: Annotated[float, Field(ge=0, le=86_400)] | None = None
     allowed_keys: str | None = None
     policy_allow_redirects: bool = False

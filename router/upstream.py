@@ -23,12 +23,16 @@ _SECRETS = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Tokens as the provider counted them. ``cached`` and ``cache_write`` are parts of ``input``."""
+    """Tokens as the provider counted them.
+
+    ``cached`` and ``cache_write`` are parts of ``input``, ``reasoning`` of ``output``.
+    """
 
     input: int
     output: int
     cached: int = 0
     cache_write: int = 0
+    reasoning: int = 0
 
     def cost(self, prices: Prices) -> float:
         """US dollars."""
@@ -49,6 +53,7 @@ def usage_of(data: Mapping[str, Any]) -> Usage | None:
         output=_count(usage.get("completion_tokens")),
         cached=_count(details.get("cached_tokens")),
         cache_write=_count(details.get("cache_creation_tokens") or details.get("cache_write_tokens")),
+        reasoning=_reasoning(usage.get("completion_tokens_details")),
     )
 
 
@@ -85,7 +90,12 @@ def usage_of_responses(data: Mapping[str, Any]) -> Usage | None:
         output=_count(usage.get("output_tokens")),
         cached=_count(details.get("cached_tokens")),
         cache_write=_count(details.get("cache_write_tokens")),
+        reasoning=_reasoning(usage.get("output_tokens_details")),
     )
+
+
+def _reasoning(details: Any) -> int:
+    return _count(details.get("reasoning_tokens")) if isinstance(details, dict) else 0
 
 
 class Scrubber:

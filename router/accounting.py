@@ -1,0 +1,184 @@
+"""What the ledger keeps of a request that has ended: its row, made of the decision and of the calls that were paid for."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from router.content import Content
+from router.decision import Decision
+from router.entry import Entry, NanoPrices
+from router.failover import Attempt
+from router.policy import Policy, Prices, Target, printable
+from router.upstream import Usage
+
+FEATURE_HEADER = "x-router-feature"
+_LONGEST_FEATURE = 64
+_FREE = Prices(input=0, output=0)
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """How a request ended.
+
+    Attributes
+    ----------
+    status : int
+        Of its answer.
+    error : str or None
+        A short word for what went wrong.
+    seconds, decision_seconds : float
+        From its arrival to the end of its answer; of these the decision.
+    first_seconds : float or None
+        To the first event of a streamed answer.
+    streamed, cancelled : bool
+    """
+
+    status: int
+    error: str | None
+    seconds: float
+    decision_seconds: float
+    first_seconds: float | None
+    streamed: bool
+    cancelled: bool
+
+
+def entry_of(
+    decision: Decision,
+    attempts: Sequence[Attempt],
+    content: Content,
+    ended: Ended,
+    *,
+    policy: Policy,
+    time: int,
+    request: str,
+    dialect: str,
+    versions: tuple[str, str | None],
+    session: str | None,
+    client: str | None,
+    headers: Mapping[str, str],
+) -> Entry:
+    """The row of a request.
+
+    Parameters
+    ----------
+    decision : Decision
+        As it came out: after a fallback, that of the target which answered.
+    attempts : sequence of Attempt
+        The calls of targets, in their order.
+    content : Content
+        Of the request; its tokens are estimated where the provider did not count.
+    ended : Ended
+    policy : Policy
+        That it was decided by, whose prices count.
+    time : int
+        When it arrived, microseconds since 1970.
+    request, dialect, session, client
+        As in :class:`router.entry.Entry`.
+    versions : (str, str or None)
+        The policy's and the bundle's.
+    headers : mapping
+        The request's, for the feature that it is tagged with.
+    """
+    # What began to answer is paid for, if it broke off or not.
+    billed = [one for one in attempts if one.outcome == "ok" or one.usage is not None or one.size]
+    last = billed[-1] if billed else None
+    usage, estimated = _usage(last, content)
+    target = policy.targets[decision.target] if attempts else None
+    prices = None if target is None else _prices(target)
+    earlier = [_cost(attempt, content, policy) for attempt in billed[:-1]]
+    earlier_cost = sum(cost for _, cost in earlier)
+    strongest, strongest_cost = _strongest(policy, usage)
+    cost = 0 if last is None else None if prices is None else prices.cost(usage)
+    return Entry(
+        time=time,
+        request=request,
+        session=session,
+        client=client,
+        tier=decision.tier,
+        mode=decision.mode,
+        feature=_feature(headers),
+        dialect=dialect,
+        reason=decision.reason,
+        score=decision.score,
+        threshold=decision.threshold,
+        policy=versions[0],
+        bundle=versions[1],
+        target=decision.target if attempts else None,
+        model=decision.model if attempts else None,
+        provider=_provider(target),
+        input_tokens=usage.input,
+        cached_read_tokens=usage.cached,
+        cache_write_tokens=usage.cache_write,
+        output_tokens=usage.output,
+        reasoning_tokens=usage.reasoning,
+        usage_estimated=estimated,
+        prices=prices,
+        cost=None if cost is None else cost + earlier_cost,
+        earlier_tokens=sum(tokens for tokens, _ in earlier),
+        earlier_cost=earlier_cost,
+        strongest=strongest,
+        strongest_cost=strongest_cost,
+        latency_us=_microseconds(ended.seconds),
+        first_token_us=None if ended.first_seconds is None else _microseconds(ended.first_seconds),
+        decision_us=_microseconds(ended.decision_seconds),
+        status=ended.status,
+        error=ended.error,
+        streamed=ended.streamed,
+        cancelled=ended.cancelled,
+        fallbacks=len({attempt.target for attempt in attempts} - {decision.target}),
+    )
+
+
+def unpriced(policy: Policy) -> list[str]:
+    """Targets whose requests would seem to cost nothing."""
+    return [name for name, target in policy.targets.items() if _prices(target) is None]
+
+
+def _usage(attempt: Attempt | None, content: Content) -> tuple[Usage, bool]:
+    """What a call used, and whether that is an estimate."""
+    if attempt is None:
+        return Usage(0, 0), False
+    if attempt.usage is not None:
+        return attempt.usage, False
+    return Usage(input=content.needs.tokens, output=math.ceil(attempt.size)), True
+
+
+def _cost(attempt: Attempt, content: Content, policy: Policy) -> tuple[int, int]:
+    """Tokens and nano-dollars of a call."""
+    usage, _ = _usage(attempt, content)
+    prices = _prices(policy.targets[attempt.target])
+    return usage.input + usage.output, 0 if prices is None else prices.cost(usage)
+
+
+def _strongest(policy: Policy, usage: Usage) -> tuple[str | None, int | None]:
+    """The dearest target for these tokens, and what they cost there."""
+    costs = {
+        name: prices.cost(usage)
+        for name, target in policy.targets.items()
+        if (prices := _prices(target)) is not None and not target.echo
+    }
+    if not costs or not (usage.input or usage.output):
+        return None, None
+    name = max(costs, key=lambda one: costs[one])
+    return name, costs[name]
+
+
+def _prices(target: Target) -> NanoPrices | None:
+    prices = _FREE if target.echo else target.prices
+    return None if prices is None else NanoPrices.of(prices)
+
+
+def _provider(target: Target | None) -> str | None:
+    if target is None:
+        return None
+    return "echo" if target.echo else target.model.partition("/")[0]
+
+
+def _feature(headers: Mapping[str, str]) -> str | None:
+    return printable(headers.get(FEATURE_HEADER, "").strip(), _LONGEST_FEATURE) or None
+
+
+def _microseconds(seconds: float) -> int:
+    return round(seconds * 1e6)
