@@ -13,7 +13,7 @@ NODE := .clients-node
 PIP_FLAGS := --disable-pip-version-check --quiet --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help run demo test check test-encoders test-wheel test-schemathesis test-clients soak bench-gateway study-sessions peers benchmark clean
+.PHONY: help run demo test check test-encoders test-wheel test-schemathesis test-clients soak bench-gateway bench-ledger study-sessions peers benchmark clean
 
 help:  ## what can be made
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -102,7 +102,7 @@ demo: $(VENV)/train  ## train on data/sample.jsonl, measure, draw the curve, tun
 	$(BIN)/router serve --bundle demo/bundle --port $(PORT)
 
 test: $(VENV)/dev  ## the fast tests
-	$(BIN)/python -m pytest -rs
+	$(BIN)/python -m pytest -rs --numprocesses auto --maxprocesses 4 --dist loadfile
 
 check: $(VENV)/dev  ## lint, format, types
 	$(BIN)/ruff check .
@@ -120,6 +120,9 @@ test-schemathesis: $(VENV)/dev $(FUZZ)/ready  ## requests made from /openapi.jso
 
 test-clients: $(CLIENTS)/ready $(AIDER)/ready $(NODE)/ready  ## real clients in front of the gateway (minutes)
 	$(CLIENTS)/bin/python -m pytest -rs tests/clients/client_*.py
+
+bench-ledger: $(VENV)/dev  ## spend queries over five million rows, on SQLite and PostgreSQL (an hour)
+	$(BIN)/python tests/bench_ledger.py
 
 soak: $(VENV)/dev  ## 10,000 requests while the policy is rewritten every 50 ms
 	ROUTER_SOAK_REQUESTS=10000 $(BIN)/python -m pytest -s tests/test_router_live_load.py

@@ -10,12 +10,6 @@ import httpx
 import pytest
 from running import KEY, Running, running
 
-# litellm's own, at the first stream.
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*using the `ReadOnly` qualifier:UserWarning"),
-    pytest.mark.filterwarnings("ignore:Accessing the 'model_.*fields' attribute:DeprecationWarning"),
-]
-
 WORDS = "the quick brown fox"
 PATHS = {"chat": "/v1/chat/completions", "messages": "/v1/messages", "responses": "/v1/responses"}
 GOOD: dict[str, dict[str, Any]] = {

@@ -13,12 +13,6 @@ import pytest
 from provider import SECRET, SIGNATURE
 from running import KEY, Running, running
 
-# litellm's own, at the first stream.
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*using the `ReadOnly` qualifier:UserWarning"),
-    pytest.mark.filterwarnings("ignore:Accessing the 'model_.*fields' attribute:DeprecationWarning"),
-]
-
 ASK: list[Any] = [{"role": "user", "content": "Hi"}]
 CHAT_TOOL: Any = {
     "type": "function",

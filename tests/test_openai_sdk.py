@@ -12,12 +12,6 @@ import pytest
 from provider import SECRET
 from running import KEY, Running, running
 
-# litellm's own, at the first stream.
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*using the `ReadOnly` qualifier:UserWarning"),
-    pytest.mark.filterwarnings("ignore:Accessing the 'model_.*fields' attribute:DeprecationWarning"),
-]
-
 TOOL = {
     "type": "function",
     "function": {

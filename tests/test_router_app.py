@@ -22,12 +22,6 @@ from router.gateway import Gateway
 from router.policy import Policy
 from router.predictor import Prediction, load_predictor
 
-# litellm's own, at the first stream.
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*using the `ReadOnly` qualifier:UserWarning"),
-    pytest.mark.filterwarnings("ignore:Accessing the 'model_.*fields' attribute:DeprecationWarning"),
-]
-
 CHAT = "/v1/chat/completions"
 ASK = {"messages": [{"role": "user", "content": "an easy question"}]}
 

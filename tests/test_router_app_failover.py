@@ -13,12 +13,6 @@ from provider import USAGE
 from running import KEY, Running, running
 from starlette.responses import JSONResponse, Response
 
-# litellm's own, at the first stream.
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*using the `ReadOnly` qualifier:UserWarning"),
-    pytest.mark.filterwarnings("ignore:Accessing the 'model_.*fields' attribute:DeprecationWarning"),
-]
-
 CHAT = "/v1/chat/completions"
 ASK: dict[str, Any] = {"messages": [{"role": "user", "content": "hello"}]}
 CHEAP_PRICE = {"input": 1, "output": 4}

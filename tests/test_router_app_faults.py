@@ -2,14 +2,7 @@
 
 from __future__ import annotations
 
-import pytest
 from faults import MARKER, PAGE, page
-
-# litellm's own, at the first stream.
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*using the `ReadOnly` qualifier:UserWarning"),
-    pytest.mark.filterwarnings("ignore:Accessing the 'model_.*fields' attribute:DeprecationWarning"),
-]
 
 
 def test_the_page_of_faults_is_what_a_client_sees() -> None:

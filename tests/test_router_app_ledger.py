@@ -20,12 +20,6 @@ from router.gateway import Gateway
 from router.ledger import Ledger
 from router.policy import Policy
 
-# litellm's own, at the first stream.
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*using the `ReadOnly` qualifier:UserWarning"),
-    pytest.mark.filterwarnings("ignore:Accessing the 'model_.*fields' attribute:DeprecationWarning"),
-]
-
 CHAT = "/v1/chat/completions"
 SMALL = {"input": 1, "output": 4, "cached_read": 0.5}
 LARGE = {"input": 5, "output": 25}

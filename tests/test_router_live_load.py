@@ -19,19 +19,12 @@ from pathlib import Path
 
 import httpx
 import numpy as np
-import pytest
 from provider import serve
 
 from router.app import create_app
 from router.gateway import load_gateway
 from router.policy import parse_policy
 from router.settings import load_settings
-
-# litellm's own, at the first stream.
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*using the `ReadOnly` qualifier:UserWarning"),
-    pytest.mark.filterwarnings("ignore:Accessing the 'model_.*fields' attribute:DeprecationWarning"),
-]
 
 ROOT = Path(__file__).parent.parent
 SOAK = "ROUTER_SOAK_REQUESTS"

@@ -23,11 +23,6 @@ from router.gateway import InForce
 from router.policy import Policy, Target
 from router.trust import PLAIN_FIELDS, PROVIDERS, Trust
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*using the `ReadOnly` qualifier:UserWarning"),
-    pytest.mark.filterwarnings("ignore:Accessing the 'model_.*fields' attribute:DeprecationWarning"),
-]
-
 OWN = "OPENAI_API_KEY, TEAM_KEY@models.example:8443/team, @models.internal:8000, LOCAL_KEY@127.0.0.1:9"
 
 
