@@ -688,6 +688,8 @@ def _greeting(url: str, settings: Settings, gateway: Gateway) -> Iterator[str]:
     shown = gateway.live.source.shown if gateway.live else settings.policy
     yield f"  policy   {shown} ({gateway.in_force.version})"
     yield f"  bundle   {gateway.in_force.bundle or 'none: the policy predicts nothing'}"
+    if gateway.ledger is not None:
+        yield f"  ledger   {gateway.ledger.url.render_as_string(hide_password=True)}"
     if gateway.clients is not None:
         yield f"  clients  {settings.clients} ({len(gateway.clients)})"
     elif is_loopback(settings.host):
