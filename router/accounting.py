@@ -81,8 +81,9 @@ def entry_of(
     headers : mapping
         The request's, for the feature that it is tagged with.
     """
-    # What began to answer is paid for, if it broke off or not.
-    billed = [one for one in attempts if one.outcome == "ok" or one.usage is not None or one.size]
+    # What began to answer, or was working on it when nobody waited any longer, is paid for.
+    paid = ("ok", "gone", "late")
+    billed = [one for one in attempts if one.outcome in paid or one.usage is not None or one.size]
     last = billed[-1] if billed else None
     usage, estimated = _usage(last, content)
     target = policy.targets[decision.target] if attempts else None
@@ -141,7 +142,7 @@ def _usage(attempt: Attempt | None, content: Content) -> tuple[Usage, bool]:
     if attempt is None:
         return Usage(0, 0), False
     if attempt.usage is not None:
-        return attempt.usage, False
+        return attempt.usage, attempt.estimated
     return Usage(input=content.needs.tokens, output=math.ceil(attempt.size)), True
 
 

@@ -10,7 +10,7 @@ import time
 import traceback
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Literal, TypeVar
@@ -232,7 +232,14 @@ class Exchange:
             if error.retry_after is not None:
                 response.headers["retry-after"] = error.retry_after
         except ClientDisconnect:
+            self._left()
             response = Response(status_code=CLIENT_GONE)
+        except asyncio.CancelledError:  # the server stops
+            self._left()
+            with suppress(LedgerError):
+                await self.record(CLIENT_GONE)
+            self.finish(CLIENT_GONE)
+            raise
         except Exception as error:
             self._log_bug(error)
             self.error = "internal_error"
@@ -245,6 +252,11 @@ class Exchange:
                 response = self._error(RequestError("The request could not be recorded.", status=503), 503)
             self.finish(response.status_code)
         return response
+
+    def _left(self) -> None:
+        """Nobody waits for the answer any longer; what the last call took is an estimate."""
+        if self.attempts and self.attempts[-1].usage is None:
+            self.used(self.attempts[-1], None, size=0)
 
     def _error(self, error: Exception, status: int) -> Response:
         return _json_response(self.dialect.error_body(error, self.id), status, self.headers())
@@ -294,6 +306,7 @@ class Exchange:
         """Decide, and take the time; raises :class:`RequestError` for what the client may not ask for."""
         if self.client is not None:
             self.client.check(self.in_force.policy, facts.model)
+            facts = replace(facts, names=frozenset(self.client.names(self.in_force.policy)))
         started = time.perf_counter()
         self.decision = await self.gateway.decide(self.in_force, facts, prompt)
         seconds = time.perf_counter() - started
@@ -479,6 +492,9 @@ class EventStream(Response):
             await unless_gone(receive, self._send_all(send))
         except ClientDisconnect:
             status = CLIENT_GONE
+        except asyncio.CancelledError:  # the server stops
+            status = CLIENT_GONE
+            raise
         finally:
             await self._stream.aclose()
             if (error := self._stream.error) is not None:
@@ -505,8 +521,14 @@ class EventStream(Response):
             self._exchange.error = error.code or error.type or "upstream_error"
         if self._sent is not None:
             self._sent.stay.end(error, outcome="gone" if status == CLIENT_GONE else "ok")
+            usage = self._stream.usage
+            broken = error is not None or status == CLIENT_GONE
+            if usage is not None and broken and self._events > usage.output:
+                # Anthropic's streams begin with a usage, of one token of output.
+                usage = replace(usage, output=self._events)
+                self._sent.attempt.estimated = True
             # About a token an event.
-            self._exchange.used(self._sent.attempt, self._stream.usage, size=self._events)
+            self._exchange.used(self._sent.attempt, usage, size=self._events)
         try:
             await self._exchange.record(status, streamed=True)
         except LedgerError as problem:
@@ -610,7 +632,9 @@ def _fault(answer: Answer | Held, asked: Mapping[str, Any], faults: Collection[F
 
 async def _count_tokens(exchange: Exchange) -> Response:
     inbound = MESSAGES.read_count(await exchange.body(), exchange.request.headers)
-    facts = read_facts(inbound.body, exchange.request.headers, exchange.limits, inbound.content())
+    facts = exchange.in_session(
+        read_facts(inbound.body, exchange.request.headers, exchange.limits, inbound.content())
+    )
 
     async def count() -> Response:
         decision = await exchange.decide(facts, inbound.prompt)

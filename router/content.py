@@ -35,7 +35,9 @@ class Content:
         body = self._body
         system = body.get("system") or body.get("instructions")
         said = body.get("messages") or body.get("input") or body.get("prompt") or ""
-        messages = said if isinstance(said, list) else [{"role": "user", "content": said}]
+        items = said if isinstance(said, list) else [{"role": "user", "content": said}]
+        # Only fields that the endpoint reads are checked.
+        messages = (item for item in items if isinstance(item, dict))
         return conversation_identity(
             chain([{"role": "system", "content": system}] if system else [], messages)
         )

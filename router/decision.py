@@ -49,6 +49,8 @@ class RequestFacts:
         Monotonic seconds.
     allowed : frozenset of str or None
         The targets that this client may use; None where it may use all.
+    names : frozenset of str or None
+        What this client may ask for by name; None where that is all.
     """
 
     model: str = "auto"
@@ -58,6 +60,7 @@ class RequestFacts:
     session: Session | None = None
     now: float = 0.0
     allowed: frozenset[str] | None = None
+    names: frozenset[str] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -342,7 +345,9 @@ class _Case:
         able = [
             name
             for name, target in self.policy.targets.items()
-            if self._may_use(name) and lacks(target, needs) is None
+            if self._may_use(name)
+            and (self.facts.names is None or name in self.facts.names)
+            and lacks(target, needs) is None
         ]
         instead = f" Able are: {_names(able)}; ask for one by its name." if able else ""
         raise RequestError(

@@ -13,14 +13,13 @@ from decimal import ROUND_HALF_EVEN, Decimal
 from typing import Any
 
 from router.policy import Prices
-from router.upstream import Usage
+from router.upstream import MOST_TOKENS, Usage
 
 NANO = 1_000_000_000
 _PER_MILLION = 1_000_000
 
 # What providers and clients send is stored, so it is bounded: a count that no request can have, and a name nobody reads.
 # Close to a million rows of the highest cost still fit the database's 64-bit sums.
-MOST_TOKENS = 10**11
 MOST_NANO = 10**13  # $ 10,000
 LONGEST_TEXT = 256
 _HIGHEST = 1 << 62

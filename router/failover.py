@@ -73,13 +73,14 @@ class Attempt:
     """One call of a provider.
 
     ``usage`` is known when the answer is complete, and where the provider tells it; ``size`` is about how many tokens
-    the answer has, as it came.
+    the answer has, as it came; ``estimated`` says that ``usage`` was completed by it, since the answer broke off.
     """
 
     target: str
     outcome: Outcome | None = None
     usage: Usage | None = None
     size: float = 0.0
+    estimated: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -283,10 +284,12 @@ class Failover:
                 kind = outcome_of(error)
                 if kind == "too_long" and to.target.context_window is not None:
                     window = max(window or 0, to.target.context_window)
-                elif kind in ("refused", "too_long") or (kind == "key_refused" and to.clients_key):
+                elif (kind in ("refused", "too_long") or (kind == "key_refused" and to.clients_key)) and all(
+                    waiting != names[0] for waiting, _ in queue
+                ):
                     break
             except RequestError as error:
-                if not failed:
+                if name == names[0]:
                     raise
                 failed.append((name, UpstreamError(str(error), status=error.status)))
         raise _told(failed)
@@ -307,6 +310,8 @@ class Failover:
         for retry in range(retries + 1):
             attempt = Attempt(to.name)
             stay = await self._enter(place, to, attempt)
+            # Before the call: one that is cancelled has reached the provider too.
+            attempts.append(attempt)
             with _ended_if_raised(stay):
                 try:
                     async with asyncio.timeout(max(deadline - self._clock(), 0)):
@@ -315,11 +320,12 @@ class Failover:
                     error = late(target)
                 except UpstreamError as caught:
                     error = caught
+                except RequestError:  # nothing was sent
+                    attempts.remove(attempt)
+                    raise
                 else:
-                    attempts.append(attempt)
                     stay.begun()
                     return Sent(answer, to, attempt, stay)
-                attempts.append(attempt)
                 stay.end(outcome=outcome_of(error))
                 if outcome_of(error) not in ("refused", "too_long"):
                     self.failed(place, to, error)

@@ -166,9 +166,11 @@ class Gateway:
 
     async def close(self) -> None:
         """Let the prediction threads end, close the connections to the providers, and write what the ledger holds."""
-        await self.dispatcher.close()
-        if self.ledger is not None:
-            await asyncio.to_thread(self.ledger.close)
+        try:
+            await self.dispatcher.close()
+        finally:
+            if self.ledger is not None:
+                await asyncio.to_thread(self.ledger.close)
         self._executor.shutdown(wait=False, cancel_futures=True)
 
 

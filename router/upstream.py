@@ -10,6 +10,8 @@ from typing import Any
 from router.errors import UpstreamError
 from router.policy import Prices, Target
 
+# Of one request, as far as anybody believes: counts beyond it break sums.
+MOST_TOKENS = 10**11
 _MESSAGE_CHARACTERS = 2_000
 
 _SECRETS = re.compile(
@@ -48,12 +50,14 @@ def usage_of(data: Mapping[str, Any]) -> Usage | None:
         return None
     details = usage.get("prompt_tokens_details")
     details = details if isinstance(details, dict) else {}
-    return Usage(
-        input=_count(usage.get("prompt_tokens")),
-        output=_count(usage.get("completion_tokens")),
-        cached=_count(details.get("cached_tokens")),
-        cache_write=_count(details.get("cache_creation_tokens") or details.get("cache_write_tokens")),
-        reasoning=_reasoning(usage.get("completion_tokens_details")),
+    return _counted(
+        Usage(
+            input=_count(usage.get("prompt_tokens")),
+            output=_count(usage.get("completion_tokens")),
+            cached=_count(details.get("cached_tokens")),
+            cache_write=_count(details.get("cache_creation_tokens") or details.get("cache_write_tokens")),
+            reasoning=_reasoning(usage.get("completion_tokens_details")),
+        )
     )
 
 
@@ -69,11 +73,13 @@ def usage_of_messages(data: Mapping[str, Any]) -> Usage | None:
         _count(usage.get("cache_read_input_tokens")),
         _count(usage.get("cache_creation_input_tokens")),
     )
-    return Usage(
-        input=_count(usage.get("input_tokens")) + cached + written,
-        output=_count(usage.get("output_tokens")),
-        cached=cached,
-        cache_write=written,
+    return _counted(
+        Usage(
+            input=_count(usage.get("input_tokens")) + cached + written,
+            output=_count(usage.get("output_tokens")),
+            cached=cached,
+            cache_write=written,
+        )
     )
 
 
@@ -85,12 +91,14 @@ def usage_of_responses(data: Mapping[str, Any]) -> Usage | None:
         return None
     details = usage.get("input_tokens_details")
     details = details if isinstance(details, dict) else {}
-    return Usage(
-        input=_count(usage.get("input_tokens")),
-        output=_count(usage.get("output_tokens")),
-        cached=_count(details.get("cached_tokens")),
-        cache_write=_count(details.get("cache_write_tokens")),
-        reasoning=_reasoning(usage.get("output_tokens_details")),
+    return _counted(
+        Usage(
+            input=_count(usage.get("input_tokens")),
+            output=_count(usage.get("output_tokens")),
+            cached=_count(details.get("cached_tokens")),
+            cache_write=_count(details.get("cache_write_tokens")),
+            reasoning=_reasoning(usage.get("output_tokens_details")),
+        )
     )
 
 
@@ -151,7 +159,15 @@ def late(target: Target) -> UpstreamError:
 
 
 def _count(value: Any) -> int:
-    return value if isinstance(value, int) and value > 0 else 0
+    """A count of tokens; what is none, or absurd, is 0 or the most that is taken."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return min(value, MOST_TOKENS) if isinstance(value, int) and value > 0 else 0
+
+
+def _counted(usage: Usage) -> Usage | None:
+    """None for a usage of nothing: providers that do not count send one too."""
+    return usage if usage.input or usage.output else None
 
 
 def _word(value: Any, scrub: Scrubber) -> str | None:

@@ -692,3 +692,7 @@ def test_a_session_stays_with_the_target_that_has_it_in_its_cache() -> None:
         route = {"messages": [{"role": "user", "content": LONG}, {"role": "user", "content": "this is hard"}]}
         assert http.post("/v1/route", json=route).json()["reason"] == "sticky"
         assert len(router.gateway.sessions) == 3
+
+
+def test_a_field_of_another_dialect_does_not_matter_to_a_decision(http: httpx.Client) -> None:
+    assert http.post("/v1/route", json={"prompt": "an easy question", "input": [1]}).status_code == 200

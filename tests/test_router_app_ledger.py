@@ -44,6 +44,7 @@ def policy(base: str, **changes: Any) -> Policy:
             "alone": target("broken", SMALL),
             "midway": target("fails-midway", SMALL),
             "endless": target("endless", SMALL),
+            "slow": target("hang", SMALL),
         },
         "tiers": {
             "auto": {"predict": {"weak": "cheap", "strong": "frontier"}, "modes": {"plan": "frontier"}}
@@ -184,6 +185,15 @@ def test_a_client_that_goes_away_leaves_a_row(server: Served) -> None:
     row = server.last(before + 1)
     assert (row["cancelled"], row["error"], row["target"]) == (1, "client_gone", "endless")
     assert row["usage_estimated"] == 1
+    assert row["cost"] > 0
+
+
+def test_a_client_that_goes_away_before_the_answer_is_counted_too(server: Served) -> None:
+    before = len(server.rows())
+    with pytest.raises(httpx.ReadTimeout):
+        server.http.post(CHAT, json=body(model="slow"), timeout=0.5)
+    row = server.last(before + 1)
+    assert (row["target"], row["status"], row["cancelled"], row["usage_estimated"]) == ("slow", 499, 1, 1)
     assert row["cost"] > 0
 
 
