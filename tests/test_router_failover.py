@@ -355,6 +355,15 @@ def test_without_a_cooldown_nothing_is_passed_over() -> None:
     assert played.answered("a", "b") == "a"
 
 
+@pytest.mark.parametrize("unfit", [RequestError("cannot take it"), BAD], ids=["nothing sent", "refused"])
+def test_a_fallback_that_cannot_take_the_request_does_not_hide_a_cooling_target(unfit: Exception) -> None:
+    played = Played(a=COOLDOWN, b={})
+    failures(played, limited("60"))
+    played.replies["b"].append(unfit)
+    assert played.answered("a", "b") == "a"
+    assert played.calls == ["b", "a"]
+
+
 def test_a_cooling_target_is_tried_last_and_alone_as_ever() -> None:
     played = Played(a={**COOLDOWN, "retries": 1}, b={})
     failures(played, limited("60"))
