@@ -701,8 +701,8 @@ def _greeting(url: str, settings: Settings, gateway: Gateway) -> Iterator[str]:
     for line in policy.missing_keys(os.environ):
         yield f"  warning  {line}"
     if all(target.echo for target in policy.targets.values()):
-        yield "  These targets only echo what they are asked. To reach real providers, copy that policy to"
-        yield "  ./router.yaml, name your models and the variables that hold their keys, and start again."
+        yield "  These targets only echo what they are asked. To reach real providers, write a ./router.yaml with your"
+        yield "  models and the variables that hold their keys (router policy example prints one), and start again."
 
 
 def _workers() -> type[Multiprocess]:

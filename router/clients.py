@@ -356,7 +356,8 @@ def _read(path: Path) -> str:
         raise RouterError(f"{path}: not a text file in UTF-8") from None
     except OSError as error:
         raise UsageError(
-            f"{path}: no clients can be read there ({error.strerror}); `router keys new NAME` makes a key and the file"
+            f"{path}: no clients can be read there ({error.strerror}); "
+            f"`router keys new NAME --clients {path}` makes a key and the file"
         ) from None
 
 

@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("router")
 
+_UNPRICED = "targets.{}.prices is missing: the ledger counts what requests cost"
+
 
 class BundleFacts(Protocol):
     """What a policy leaves to its bundle; a manifest has it, and a predictor."""
@@ -146,7 +148,7 @@ class Gateway:
         With a ledger every target needs prices: a request without would seem to be free.
         """
         if self.ledger is not None and (names := unpriced(policy)):
-            raise PolicyError(f"targets.{names[0]}.prices is missing: the ledger counts what requests cost")
+            raise PolicyError(_UNPRICED.format(names[0]))
         return InForce(policy, predictor, self.environment)
 
     def put_in_force(self, in_force: InForce) -> None:
@@ -189,7 +191,7 @@ def load_gateway(settings: Settings, policy: Policy) -> Gateway:
     from router.bundle import default_bundle_dir
     from router.live import Live
 
-    ledger = _ledger(settings)
+    ledger = _ledger(settings, policy)
     source = policy_source(settings)
     bundle = settings.bundle or default_bundle_dir()
     try:
@@ -205,13 +207,14 @@ def load_gateway(settings: Settings, policy: Policy) -> Gateway:
     return gateway
 
 
-def _ledger(settings: Settings) -> Ledger | None:
+def _ledger(settings: Settings, policy: Policy) -> Ledger | None:
     if settings.ledger is None:
         return None
     from router.ledger import Ledger
 
-    where = None if settings.ledger == "default" else settings.ledger
-    return Ledger(where, durability=settings.ledger_durability).open()
+    if names := unpriced(policy):
+        raise PolicyError(f"{settings.policy}: {_UNPRICED.format(names[0])}")
+    return Ledger(settings.ledger, durability=settings.ledger_durability).open()
 
 
 def _predictor(settings: Settings, policy: Policy, bundle: Path) -> PromptPredictor | None:

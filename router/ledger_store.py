@@ -157,14 +157,14 @@ def ledger_url(where: str | None = None) -> URL:
     ----------
     where : str or None
         ``sqlite:///FILE``, the path of a file, or ``postgresql://USER:PASSWORD@HOST/DATABASE``. None is
-        :func:`default_ledger_path`.
+        :func:`default_ledger_path`, and so is ``default``.
 
     Raises
     ------
     LedgerError
         It names neither.
     """
-    if where is None or not where.strip():
+    if where is None or where.strip() in ("", "default"):
         return URL.create("sqlite", database=str(default_ledger_path()))
     if "://" not in where:
         return URL.create("sqlite", database=os.path.expanduser(where))

@@ -268,7 +268,7 @@ def _threshold(headers: Mapping[str, str], limits: Limits) -> float | None:
         return None
     if not limits.threshold_override:
         raise RequestError(
-            f"This server's policy does not let clients set {THRESHOLD_HEADER}.",
+            f"{THRESHOLD_HEADER} may not be set: limits.threshold_override in the policy allows it, or the client's key.",
             status=403,
             param=THRESHOLD_HEADER,
         )

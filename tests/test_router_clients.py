@@ -117,7 +117,7 @@ def test_a_file_that_is_wrong_is_one_line(tmp_path: Path, text: str, message: st
 
 
 def test_no_file(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="`router keys new NAME` makes a key and the file"):
+    with pytest.raises(UsageError, match=r"`router keys new NAME --clients .* makes a key and the file"):
         load_clients(tmp_path / "none.yaml")
 
 
