@@ -185,6 +185,8 @@ def started(folder: Path, *arguments: str) -> tuple[subprocess.Popen[str], str, 
         env=environment,
         stderr=subprocess.PIPE,
         text=True,
+        # Whoever runs the tests in the background has interrupts ignored, and so would the server.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert process.stderr is not None
     lines = [process.stderr.readline().rstrip()]
