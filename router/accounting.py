@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from router.content import Content
 from router.decision import Decision
@@ -168,7 +169,11 @@ def _strongest(policy: Policy, usage: Usage) -> tuple[str | None, int | None]:
 
 def _prices(target: Target) -> NanoPrices | None:
     prices = _FREE if target.echo else target.prices
-    return None if prices is None else NanoPrices.of(prices)
+    return None if prices is None else _nano_prices(prices)
+
+
+# Asked of every target for every request; decimal arithmetic on prices that change with the policy only.
+_nano_prices = lru_cache(maxsize=1024)(NanoPrices.of)
 
 
 def _provider(target: Target | None) -> str | None:

@@ -294,6 +294,10 @@ class Exchange:
         self._body_bytes = size
         return b"".join(chunks)
 
+    def facts(self, inbound: Inbound) -> RequestFacts:
+        """What the decision on a conversation needs; raises :class:`RequestError`."""
+        return self.in_session(read_facts(inbound.body, self.request.headers, self.limits, inbound.content()))
+
     def in_session(self, facts: RequestFacts) -> RequestFacts:
         """The facts, with what is known of the conversation that the request is part of."""
         assert facts.content is not None
@@ -560,9 +564,7 @@ async def _gone(receive: Receive) -> None:
 
 async def _converse(exchange: Exchange) -> Response:
     inbound = exchange.dialect.read(await exchange.body(), exchange.request.headers)
-    facts = exchange.in_session(
-        read_facts(inbound.body, exchange.request.headers, exchange.limits, inbound.content())
-    )
+    facts = exchange.facts(inbound)
     exchange.dispatches = True
     if facts.session is not None:
         inbound = replace(inbound, families=exchange.in_force.families(facts.session.targets))
@@ -632,9 +634,7 @@ def _fault(answer: Answer | Held, asked: Mapping[str, Any], faults: Collection[F
 
 async def _count_tokens(exchange: Exchange) -> Response:
     inbound = MESSAGES.read_count(await exchange.body(), exchange.request.headers)
-    facts = exchange.in_session(
-        read_facts(inbound.body, exchange.request.headers, exchange.limits, inbound.content())
-    )
+    facts = exchange.facts(inbound)
 
     async def count() -> Response:
         decision = await exchange.decide(facts, inbound.prompt)

@@ -41,24 +41,18 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-policy_app = typer.Typer(
-    help="Look at a policy without serving it.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-)
-app.add_typer(policy_app, name="policy")
+
+def _group(name: str, text: str) -> typer.Typer:
+    """Commands under one word of ``router``."""
+    group = typer.Typer(help=text, no_args_is_help=True, rich_markup_mode=None)
+    app.add_typer(group, name=name)
+    return group
 
 
-ledger_app = typer.Typer(
-    help="Look after the ledger: its schema, and the prompts that were captured.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-)
-app.add_typer(ledger_app, name="ledger")
+policy_app = _group("policy", "Look at a policy without serving it.")
+
+
+ledger_app = _group("ledger", "Look after the ledger: its schema, and the prompts that were captured.")
 
 # Seconds that open streams get to end when the server is told to stop.
 _GRACE_SECONDS = 30
@@ -223,13 +217,7 @@ def serve(
         _workers()(factory, sockets=[listener]).run()
 
 
-keys_app = typer.Typer(
-    name="keys",
-    help="The keys of the server's clients: who may use it, for what, and how much.",
-    no_args_is_help=True,
-    rich_markup_mode=None,
-)
-app.add_typer(keys_app)
+keys_app = _group("keys", "The keys of the server's clients: who may use it, for what, and how much.")
 
 ClientsOption = Annotated[
     Path | None,

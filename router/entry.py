@@ -37,9 +37,7 @@ class NanoPrices:
     @classmethod
     def of(cls, prices: Prices) -> NanoPrices:
         """The policy's prices; below a nano-dollar per million tokens they round half to even."""
-        read = prices.input if prices.cached_read is None else prices.cached_read
-        write = prices.input if prices.cache_write is None else prices.cache_write
-        return cls(*(_nano(price) for price in (prices.input, prices.output, read, write)))
+        return cls(*(_nano(price) for price in (prices.input, prices.output, prices.read, prices.write)))
 
     def cost(self, usage: Usage) -> int:
         """Nano-dollars for a call: the exact sum over its tokens, rounded once, half to even."""

@@ -94,12 +94,20 @@ class Prices(_Section):
     cached_read: Price | None = None
     cache_write: Price | None = None
 
+    @property
+    def read(self) -> float:
+        """Of a token that is read from the cache."""
+        return self.input if self.cached_read is None else self.cached_read
+
+    @property
+    def write(self) -> float:
+        """Of a token that is written to the cache."""
+        return self.input if self.cache_write is None else self.cache_write
+
     def cost(self, *, input: int, output: int, cached_read: int = 0, cache_write: int = 0) -> float:
         """US dollars for a call; ``cached_read`` and ``cache_write`` are parts of ``input``."""
-        read_price = self.input if self.cached_read is None else self.cached_read
-        write_price = self.input if self.cache_write is None else self.cache_write
         plain = max(input - cached_read - cache_write, 0)
-        cached = cached_read * read_price + cache_write * write_price
+        cached = cached_read * self.read + cache_write * self.write
         return (plain * self.input + cached + output * self.output) / 1e6
 
 

@@ -437,9 +437,7 @@ class _Rates:
 
     @classmethod
     def of(cls, prices: Prices) -> _Rates:
-        read = prices.input if prices.cached_read is None else prices.cached_read
-        write = prices.input if prices.cache_write is None else prices.cache_write
-        return cls(read / 1e6, max(read, write) / 1e6, prices.output / 1e6)
+        return cls(prices.read / 1e6, max(prices.read, prices.write) / 1e6, prices.output / 1e6)
 
     def request(self, context: float, warm: float, output: float) -> float:
         return self.read * warm + self.write * (context - warm) + self.output * output

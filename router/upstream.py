@@ -48,15 +48,14 @@ def usage_of(data: Mapping[str, Any]) -> Usage | None:
     usage = data.get("usage")
     if not isinstance(usage, dict):
         return None
-    details = usage.get("prompt_tokens_details")
-    details = details if isinstance(details, dict) else {}
+    details = _details(usage, "prompt_tokens_details")
     return _counted(
         Usage(
             input=_count(usage.get("prompt_tokens")),
             output=_count(usage.get("completion_tokens")),
             cached=_count(details.get("cached_tokens")),
             cache_write=_count(details.get("cache_creation_tokens") or details.get("cache_write_tokens")),
-            reasoning=_reasoning(usage.get("completion_tokens_details")),
+            reasoning=_count(_details(usage, "completion_tokens_details").get("reasoning_tokens")),
         )
     )
 
@@ -89,21 +88,21 @@ def usage_of_responses(data: Mapping[str, Any]) -> Usage | None:
     usage = (response if isinstance(response, dict) else data).get("usage")
     if not isinstance(usage, dict):
         return None
-    details = usage.get("input_tokens_details")
-    details = details if isinstance(details, dict) else {}
+    details = _details(usage, "input_tokens_details")
     return _counted(
         Usage(
             input=_count(usage.get("input_tokens")),
             output=_count(usage.get("output_tokens")),
             cached=_count(details.get("cached_tokens")),
             cache_write=_count(details.get("cache_write_tokens")),
-            reasoning=_reasoning(usage.get("output_tokens_details")),
+            reasoning=_count(_details(usage, "output_tokens_details").get("reasoning_tokens")),
         )
     )
 
 
-def _reasoning(details: Any) -> int:
-    return _count(details.get("reasoning_tokens")) if isinstance(details, dict) else 0
+def _details(usage: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    details = usage.get(name)
+    return details if isinstance(details, dict) else {}
 
 
 class Scrubber:
