@@ -93,6 +93,8 @@ def create_app(settings: Settings | None = None, gateway: Gateway | None = None)
             stack.push_async_callback(gateway.close)
             if gateway.live is not None:
                 await stack.enter_async_context(gateway.live.following())
+            if gateway.shared is not None:
+                await gateway.shared.look()
             if gateway.clients is not None:
                 watching = asyncio.create_task(gateway.clients.watch())
                 stack.callback(watching.cancel)
@@ -245,6 +247,7 @@ class Exchange:
             self.error = "internal_error"
             response = self._error(error, 500)
         if counted and not isinstance(response, EventStream):
+            await self.remember(response.status_code)
             try:
                 await self.record(response.status_code)
             except LedgerError as error:
@@ -294,16 +297,20 @@ class Exchange:
         self._body_bytes = size
         return b"".join(chunks)
 
-    def facts(self, inbound: Inbound) -> RequestFacts:
+    async def facts(self, inbound: Inbound) -> RequestFacts:
         """What the decision on a conversation needs; raises :class:`RequestError`."""
-        return self.in_session(read_facts(inbound.body, self.request.headers, self.limits, inbound.content()))
+        return await self.in_session(
+            read_facts(inbound.body, self.request.headers, self.limits, inbound.content())
+        )
 
-    def in_session(self, facts: RequestFacts) -> RequestFacts:
+    async def in_session(self, facts: RequestFacts) -> RequestFacts:
         """The facts, with what is known of the conversation that the request is part of."""
         assert facts.content is not None
         self._content = facts.content
         self._session = session_key(self.request.headers, facts.content.identity, self.client_id)
         now = time.monotonic()
+        if self.gateway.shared is not None:
+            await self.gateway.shared.fetch(self._session, now)
         return replace(facts, session=self.gateway.sessions.get(self._session, now), now=now)
 
     async def decide(self, facts: RequestFacts, prompt: Callable[[], Prompt]) -> Decision:
@@ -412,11 +419,12 @@ class Exchange:
         )
         await ledger.write(entry)
 
-    def _remember(self) -> None:
-        """Keep where the session's request went, and how long its answer was."""
+    async def remember(self, status: int) -> None:
+        """Keep where the session's request went, and how long its answer was; before that ends, for the next may go elsewhere."""
         decision, content = self.decision, self._content
+        if self._session is None or not self.attempts or status >= 400:
+            return
         assert decision is not None
-        assert self._session is not None
         assert content is not None
         now = time.monotonic()
         before = self.gateway.sessions.get(self._session, now)
@@ -433,11 +441,11 @@ class Exchange:
         if usage is not None and (before is None or after.requests != before.requests):
             after = after.answered(usage.output)
         self.gateway.sessions.put(self._session, after)
+        if self.gateway.shared is not None:
+            await self.gateway.shared.share(self._session, now)
 
     def finish(self, status: int) -> None:
-        """Count, remember and log; called once, when the answer is complete."""
-        if self._session is not None and self.attempts and status < 400:
-            self._remember()
+        """Count and log; called once, when the answer is complete."""
         seconds = time.perf_counter() - self.started
         self.gateway.metrics.answered(self.path, status, seconds)
         decision = self.decision or Decision("-", "-", "default")
@@ -533,6 +541,7 @@ class EventStream(Response):
                 self._sent.attempt.estimated = True
             # About a token an event.
             self._exchange.used(self._sent.attempt, usage, size=self._events)
+        await self._exchange.remember(status)
         try:
             await self._exchange.record(status, streamed=True)
         except LedgerError as problem:
@@ -564,7 +573,7 @@ async def _gone(receive: Receive) -> None:
 
 async def _converse(exchange: Exchange) -> Response:
     inbound = exchange.dialect.read(await exchange.body(), exchange.request.headers)
-    facts = exchange.facts(inbound)
+    facts = await exchange.facts(inbound)
     exchange.dispatches = True
     if facts.session is not None:
         inbound = replace(inbound, families=exchange.in_force.families(facts.session.targets))
@@ -634,7 +643,7 @@ def _fault(answer: Answer | Held, asked: Mapping[str, Any], faults: Collection[F
 
 async def _count_tokens(exchange: Exchange) -> Response:
     inbound = MESSAGES.read_count(await exchange.body(), exchange.request.headers)
-    facts = exchange.facts(inbound)
+    facts = await exchange.facts(inbound)
 
     async def count() -> Response:
         decision = await exchange.decide(facts, inbound.prompt)
@@ -656,7 +665,7 @@ async def _route(exchange: Exchange) -> Response:
         for index in range(len(body)):
             one = replace(facts, content=body.content(index))
             if not body.many:
-                one = exchange.in_session(one)
+                one = await exchange.in_session(one)
             decision = await exchange.decide(one, partial(body.prompt, index))
             in_force, trail = exchange.in_force, exchange.wants_trail
             answers.append(
@@ -730,6 +739,8 @@ def _readyz(request: Request, gateway: Gateway) -> Response:
         in_force = gateway.in_force
         state |= {"bundle": in_force.bundle, "policy": in_force.version, "dispatch": dispatch}
         state |= gateway.live.report() if gateway.live is not None else {}
+        if gateway.shared is not None:
+            state["session_store"] = "away" if gateway.shared.away else "ready"
         if failed:
             state["detail"] = "litellm cannot be loaded; the log says why"
         if cooling := gateway.failover.cooling(in_force.policy.targets.items()):

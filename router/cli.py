@@ -132,6 +132,13 @@ def serve(
         str | None,
         typer.Option(metavar="HOW", help="batched, by default, or strict: recorded before its answer ends."),
     ] = None,
+    session_store: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL",
+            help="Share sessions with other servers and workers: redis://… or postgresql://…; each has its own by default.",
+        ),
+    ] = None,
     reload_seconds: Annotated[
         float | None,
         typer.Option(
@@ -184,6 +191,7 @@ def serve(
         open_to_anyone=open_to_anyone,
         ledger=ledger,
         ledger_durability=ledger_durability,
+        session_store=session_store,
         reload_seconds=reload_seconds,
         allowed_keys=",".join(allow_key) if allow_key else None,
         policy_allow_redirects=policy_allow_redirects,
@@ -678,6 +686,10 @@ def _greeting(url: str, settings: Settings, gateway: Gateway) -> Iterator[str]:
     yield f"  bundle   {gateway.in_force.bundle or 'none: the policy predicts nothing'}"
     if gateway.ledger is not None:
         yield f"  ledger   {gateway.ledger.url.render_as_string(hide_password=True)}"
+    if gateway.shared is not None:
+        yield f"  sessions {gateway.shared.shown}"
+    elif settings.workers > 1:
+        yield "  warning  each worker has its own sessions: share them by --session-store redis://… or postgresql://…"
     if gateway.clients is not None:
         yield f"  clients  {settings.clients} ({len(gateway.clients)})"
     elif is_loopback(settings.host):

@@ -29,6 +29,7 @@ from router.predictor import Prediction
 from router.reasoning import family_of
 from router.sessions import SessionStore
 from router.settings import Settings, policy_source
+from router.shared_sessions import Place, SharedSessions, session_place
 
 if TYPE_CHECKING:
     from router.ledger import Ledger
@@ -117,6 +118,7 @@ class Gateway:
     """One server's state; parameters as for :class:`InForce`, which it starts with.
 
     ``clients`` are those who may use it; anybody, where there are none. ``ledger`` is open, and closed with the gateway.
+    ``place`` is where sessions are shared with other servers; they stay in this process, where it is None.
     ``live`` keeps policy and bundle as their sources say, where they have such.
     """
 
@@ -129,6 +131,7 @@ class Gateway:
         environment: Mapping[str, str] | None = None,
         clients: ClientKeys | None = None,
         ledger: Ledger | None = None,
+        place: Place | None = None,
     ) -> None:
         self.environment = os.environ if environment is None else environment
         self.ledger = ledger
@@ -137,7 +140,8 @@ class Gateway:
         self.dispatcher = Dispatcher()
         self.metrics = Metrics()
         self.failover = Failover(self.metrics)
-        self.sessions = SessionStore()
+        self.shared = SharedSessions(place, self.metrics) if place is not None else None
+        self.sessions: SessionStore = SessionStore() if self.shared is None else self.shared
         self.started = int(time.time())
         # The encoder releases the GIL, so prompts run beside one another; more threads than cores only queue.
         self._executor = ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="predict")
@@ -171,6 +175,8 @@ class Gateway:
         try:
             await self.dispatcher.close()
         finally:
+            if self.shared is not None:
+                await self.shared.close()
             if self.ledger is not None:
                 await asyncio.to_thread(self.ledger.close)
         self._executor.shutdown(wait=False, cancel_futures=True)
@@ -191,18 +197,23 @@ def load_gateway(settings: Settings, policy: Policy) -> Gateway:
     from router.bundle import default_bundle_dir
     from router.live import Live
 
+    place = None if settings.session_store is None else session_place(settings.session_store)
     ledger = _ledger(settings, policy)
     source = policy_source(settings)
     bundle = settings.bundle or default_bundle_dir()
     try:
-        gateway = Gateway(policy, _predictor(settings, policy, bundle), clients=clients, ledger=ledger)
+        gateway = Gateway(
+            policy, _predictor(settings, policy, bundle), clients=clients, ledger=ledger, place=place
+        )
     except PolicyError as error:
         kept = source.kept()
         if kept is None:
             raise
         logger.warning("%s: %s; the policy that was last in force is taken instead", source.shown, error)
         policy = kept
-        gateway = Gateway(policy, _predictor(settings, policy, bundle), clients=clients, ledger=ledger)
+        gateway = Gateway(
+            policy, _predictor(settings, policy, bundle), clients=clients, ledger=ledger, place=place
+        )
     gateway.live = Live(gateway, policy, source, bundle, settings.bundle_seconds)
     return gateway
 

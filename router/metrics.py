@@ -98,6 +98,18 @@ class Metrics:
             registry=self._registry,
             multiprocess_mode="livemax",
         )
+        self._session_store = Counter(
+            "router_session_store",
+            "Sessions read from and written to the shared store; passed: it is away, and was not asked.",
+            ("what", "outcome"),
+            registry=self._registry,
+        )
+        self._session_store_away = Gauge(
+            "router_session_store_away",
+            "1 while the shared store of sessions does not answer, and each server has its own.",
+            registry=self._registry,
+            multiprocess_mode="livemax",
+        )
         self._ledger_rows = Gauge(
             "router_ledger_rows",
             "Rows of the ledger since the start, by what became of them; pending ones are on no disk yet.",
@@ -172,6 +184,14 @@ class Metrics:
         """A target cools down until this time, in seconds since 1970."""
         self._cooldowns.labels(target).inc()
         self._cooling_until.labels(target).set(until)
+
+    def session_store(
+        self, what: Literal["read", "write"], outcome: Literal["ok", "failed", "passed"]
+    ) -> None:
+        self._session_store.labels(what, outcome).inc()
+
+    def session_store_away(self, away: bool) -> None:
+        self._session_store_away.set(away)
 
     def ledger(self, stats: LedgerStats) -> None:
         """What the ledger has done, as of now."""

@@ -12,7 +12,7 @@ import json
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -38,6 +38,7 @@ _CONTINUES = 0.8
 # So many of those in a row, and the conversation itself was cut short.
 _ASIDES_IN_A_ROW = 3
 _CACHES = 4  # targets a session remembers
+FORGET_SECONDS = 3_600.0  # after so long without a request a session is forgotten
 
 Why = Literal["first", "same", "unpriced", "other_context", "cold", "weighed"]
 Seconds = Annotated[float, Field(gt=0, le=604_800)]
@@ -203,16 +204,10 @@ _REASONS: Mapping[Why, str] = {
 }
 
 
-class Sessions(Protocol):
-    """Where sessions are kept: in this process, or some day in a store that processes share."""
-
-    def get(self, key: str, now: float) -> Session | None: ...
-
-    def put(self, key: str, session: Session) -> None: ...
-
-
 class SessionStore:
     """The latest sessions, in memory; for one event loop. An entry takes about 1 kB.
+
+    Servers that share them have a :class:`router.shared_sessions.SharedSessions`.
 
     Parameters
     ----------
@@ -222,7 +217,7 @@ class SessionStore:
         After so long without a request a session is forgotten.
     """
 
-    def __init__(self, most: int = 10_000, forget_seconds: float = 3_600) -> None:
+    def __init__(self, most: int = 10_000, forget_seconds: float = FORGET_SECONDS) -> None:
         if most < 1 or forget_seconds <= 0:
             raise ValueError("a session store needs room for one session and some time to keep it")
         self._most = most

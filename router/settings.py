@@ -61,6 +61,8 @@ class Settings(BaseSettings):
         directory.
     ledger_durability : {"batched", "strict"}
         See :class:`router.ledger.Ledger`.
+    session_store : str or None
+        ``redis://…`` or ``postgresql://…``, where servers share sessions; each process has its own where it is None.
     reload_seconds : float or None
         How often policy and bundle are looked at again; 0 is never. Every second otherwise, a URL every 30.
     allowed_keys : str or None
@@ -83,6 +85,7 @@ class Settings(BaseSettings):
     open_to_anyone: bool = False
     ledger: str | None = None
     ledger_durability: Literal["batched", "strict"] = "batched"
+    session_store: str | None = None
     reload_seconds: Annotated[float, Field(ge=0, le=86_400)] | None = None
     allowed_keys: str | None = None
     policy_allow_redirects: bool = False

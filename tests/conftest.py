@@ -161,6 +161,15 @@ def postgres() -> Iterator[str]:
             connection.execute(f"DROP SCHEMA {schema} CASCADE")
 
 
+@pytest.fixture
+def redis_url() -> str:
+    """A Redis URL; tests use keys that nobody else has, and need not take them away: they end by themselves."""
+    server = os.environ.get("ROUTER_TEST_REDIS_URL")
+    if not server:
+        pytest.skip("ROUTER_TEST_REDIS_URL is not set: a Redis server is needed")
+    return server
+
+
 @pytest.fixture(params=["sqlite", "postgresql"])
 def where(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """An empty ledger's URL, of each kind."""
