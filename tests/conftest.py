@@ -9,13 +9,13 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import json
-import secrets
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from ledgers import own_schema
 
 from router.bundle import default_encoder_dir
 from router.encoder import OnnxEncoder
@@ -147,18 +147,8 @@ def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> None:
 @pytest.fixture
 def postgres() -> Iterator[str]:
     """A PostgreSQL URL with a schema of its own; tests that need it skip where there is no server."""
-    server = os.environ.get("ROUTER_TEST_POSTGRES_URL")
-    if not server:
-        pytest.skip("ROUTER_TEST_POSTGRES_URL is not set: a PostgreSQL server is needed")
-    import psycopg
-
-    schema = f"router_test_{secrets.token_hex(6)}"
-    with psycopg.connect(server, autocommit=True) as connection:
-        connection.execute(f"CREATE SCHEMA {schema}")
-        try:
-            yield f"{server}{'&' if '?' in server else '?'}options=-csearch_path%3D{schema}"
-        finally:
-            connection.execute(f"DROP SCHEMA {schema} CASCADE")
+    with own_schema() as url:
+        yield url
 
 
 @pytest.fixture

@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import os
+import secrets
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
+
+import pytest
 
 from router.entry import Entry, NanoPrices
 from router.ledger import Ledger
@@ -50,6 +56,23 @@ def entry(**changes: Any) -> Entry:
         "strongest_cost": LARGE.cost(usage),
     }
     return Entry(**(values | changes))
+
+
+@contextmanager
+def own_schema() -> Iterator[str]:
+    """A PostgreSQL URL with a schema of its own; the test is skipped where there is no server."""
+    server = os.environ.get("ROUTER_TEST_POSTGRES_URL")
+    if not server:
+        pytest.skip("ROUTER_TEST_POSTGRES_URL is not set: a PostgreSQL server is needed")
+    import psycopg
+
+    schema = f"router_test_{secrets.token_hex(6)}"
+    with psycopg.connect(server, autocommit=True) as connection:
+        connection.execute(f"CREATE SCHEMA {schema}")
+        try:
+            yield f"{server}{'&' if '?' in server else '?'}options=-csearch_path%3D{schema}"
+        finally:
+            connection.execute(f"DROP SCHEMA {schema} CASCADE")
 
 
 def write_until_killed(where: str, durability: str, writers: int, rows: int) -> None:

@@ -127,6 +127,7 @@ def test_decide_reads_jsonl(run: Run) -> None:
         (["serve", "--port", "x"], "", 2, "--port"),
         (["serve", "--workers", "0"], "", 2, "--workers: "),
         (["serve", "--log-level", "loud"], "", 2, "--log-level: "),
+        (["serve", "--session-store", "memory"], "", 2, "--session-store: give redis://"),
         (["serve", "--host", "no.such.host.invalid", "--open-to-anyone"], "", 1, "cannot listen on"),
     ],
 )
@@ -215,7 +216,8 @@ def ended(process: subprocess.Popen[str]) -> str:
 def test_sighup_reloads_in_every_worker(tmp_path: Path) -> None:
     policy = tmp_path / "router.yaml"
     policy.write_text(POLICY)
-    process, url, _ = started(tmp_path, "--workers", "2", "--reload-seconds", "0")
+    process, url, greeting = started(tmp_path, "--workers", "2", "--reload-seconds", "0")
+    assert [line for line in greeting if "each worker has its own sessions" in line]
     try:
 
         def versions(requests: int) -> set[str]:
