@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-from router.content import Content
-from router.decision import Decision
+from router.basis import Basis
+from router.content import Content, KnownContent
+from router.decision import Decision, RequestFacts
 from router.entry import Entry, NanoPrices
 from router.failover import Attempt
 from router.policy import Policy, Prices, Target, printable
@@ -48,7 +49,7 @@ class Ended:
 def entry_of(
     decision: Decision,
     attempts: Sequence[Attempt],
-    content: Content,
+    facts: RequestFacts,
     ended: Ended,
     *,
     policy: Policy,
@@ -59,6 +60,7 @@ def entry_of(
     session: str | None,
     client: str | None,
     headers: Mapping[str, str],
+    decided: str | None = None,
 ) -> Entry:
     """The row of a request.
 
@@ -68,8 +70,8 @@ def entry_of(
         As it came out: after a fallback, that of the target which answered.
     attempts : sequence of Attempt
         The calls of targets, in their order.
-    content : Content
-        Of the request; its tokens are estimated where the provider did not count.
+    facts : RequestFacts
+        That it was decided on, with a content; its tokens are estimated where the provider did not count.
     ended : Ended
     policy : Policy
         That it was decided by, whose prices count.
@@ -81,7 +83,11 @@ def entry_of(
         The policy's and the bundle's.
     headers : mapping
         The request's, for the feature that it is tagged with.
+    decided : str or None
+        The target that was decided on, where another one answered.
     """
+    content = facts.content
+    assert content is not None
     # What began to answer, or was working on it when nobody waited any longer, is paid for.
     paid = ("ok", "gone", "late")
     billed = [one for one in attempts if one.outcome in paid or one.usage is not None or one.size]
@@ -129,6 +135,7 @@ def entry_of(
         error=ended.error,
         streamed=ended.streamed,
         cancelled=ended.cancelled,
+        basis=Basis.of(facts, decision, decided).as_json(),
         fallbacks=len({attempt.target for attempt in attempts} - {decision.target}),
     )
 
@@ -138,7 +145,7 @@ def unpriced(policy: Policy) -> list[str]:
     return [name for name, target in policy.targets.items() if _prices(target) is None]
 
 
-def _usage(attempt: Attempt | None, content: Content) -> tuple[Usage, bool]:
+def _usage(attempt: Attempt | None, content: Content | KnownContent) -> tuple[Usage, bool]:
     """What a call used, and whether that is an estimate."""
     if attempt is None:
         return Usage(0, 0), False
@@ -147,7 +154,7 @@ def _usage(attempt: Attempt | None, content: Content) -> tuple[Usage, bool]:
     return Usage(input=content.needs.tokens, output=math.ceil(attempt.size)), True
 
 
-def _cost(attempt: Attempt, content: Content, policy: Policy) -> tuple[int, int]:
+def _cost(attempt: Attempt, content: Content | KnownContent, policy: Policy) -> tuple[int, int]:
     """Tokens and nano-dollars of a call."""
     usage, _ = _usage(attempt, content)
     prices = _prices(policy.targets[attempt.target])

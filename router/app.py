@@ -22,9 +22,10 @@ from starlette.types import Receive, Scope, Send
 
 from router import __version__
 from router.accounting import Ended, entry_of
+from router.basis import state_of
 from router.capability import lacks
 from router.clients import Client
-from router.content import Content
+from router.content import Content, KnownContent
 from router.decision import Decision, RequestFacts
 from router.dialects import CHAT, MESSAGES, RESPONSES, Dialect, Inbound
 from router.dialects.messages import COUNT_PATH
@@ -190,7 +191,9 @@ class Exchange:
         self.in_force = self.gateway.in_force
         self._decided: Decision | None = None
         self._session: str | None = None
-        self._content: Content | None = None
+        self._content: Content | KnownContent | None = None
+        self._facts: RequestFacts | None = None
+        self._prompt: Callable[[], Prompt] | None = None
         self._body_bytes = 0
         self._arrived = now()
         self.dispatches = False  # until it is known to, and again when it is recorded
@@ -318,6 +321,7 @@ class Exchange:
         if self.client is not None:
             self.client.check(self.in_force.policy, facts.model)
             facts = replace(facts, names=frozenset(self.client.names(self.in_force.policy)))
+        self._facts, self._prompt = facts, prompt
         started = time.perf_counter()
         self.decision = await self.gateway.decide(self.in_force, facts, prompt)
         seconds = time.perf_counter() - started
@@ -394,8 +398,8 @@ class Exchange:
         LedgerError
             Strict, and it could not be kept.
         """
-        ledger, decision = self.gateway.ledger, self.decision
-        if ledger is None or decision is None or self._content is None or not self.dispatches:
+        ledger, decision, facts = self.gateway.ledger, self.decision, self._facts
+        if ledger is None or decision is None or facts is None or not self.dispatches:
             return
         self.dispatches = False
         seconds, gone = time.perf_counter() - self.started, status == CLIENT_GONE
@@ -406,7 +410,7 @@ class Exchange:
         entry = entry_of(
             decision,
             self.attempts,
-            self._content,
+            facts,
             ended,
             policy=self.in_force.policy,
             time=self._arrived,
@@ -416,8 +420,14 @@ class Exchange:
             session=self._session,
             client=self.client_id or None,
             headers=self.request.headers,
+            decided=self._decided.target if self._decided else None,
         )
-        await ledger.write(entry)
+        if self.in_force.policy.capture is None or gone or not ledger.takes(entry):
+            await ledger.write(entry)
+            return
+        assert self._prompt is not None
+        prompt = await asyncio.to_thread(self._prompt)
+        await ledger.write(entry, prompt.text, state_of(prompt))
 
     async def remember(self, status: int) -> None:
         """Keep where the session's request went, and how long its answer was; before that ends, for the next may go elsewhere."""
@@ -585,7 +595,7 @@ async def _converse(exchange: Exchange) -> Response:
     return await unless_gone(exchange.request.receive, answer())
 
 
-async def _answer(exchange: Exchange, inbound: Inbound, content: Content | None) -> Response:
+async def _answer(exchange: Exchange, inbound: Inbound, content: Content | KnownContent | None) -> Response:
     """Send a request where it was decided; then where the policy falls back to, or escalates."""
     policy = exchange.in_force.policy
     decision = exchange.decision

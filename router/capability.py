@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import string
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -134,6 +135,23 @@ class Needs:
         return False
 
 
+@dataclass(frozen=True, slots=True)
+class KnownNeeds:
+    """What :class:`Needs` found in a request whose body is gone."""
+
+    features: frozenset[Capability] = frozenset()
+    answer: int = 0
+    tokens: int = 0
+
+    @property
+    def room(self) -> int:
+        return self.answer or ANSWER_TOKENS
+
+    @property
+    def at_most(self) -> int:
+        return self.tokens
+
+
 def estimate_tokens(text: str) -> int:
     """Tokens of a text by the rule of this module, rounded up."""
     raw = text.encode("utf-8", "surrogatepass")
@@ -144,7 +162,7 @@ def estimate_tokens(text: str) -> int:
     return int(tokens) + 1 if text else 0
 
 
-def lacks(target: Target, needs: Needs) -> Lack | None:
+def lacks(target: Target, needs: Needs | KnownNeeds) -> Lack | None:
     """What the target lacks for the request; None where it can take it. What a target does not declare, it is taken to have."""
     if target.supports is not None and (missing := needs.features - target.supports):
         words = " and ".join(sorted(missing)).replace("json_schema", "JSON schemas")

@@ -75,6 +75,13 @@ LedgerOption = Annotated[
     ),
 ]
 
+SinceOption = Annotated[
+    str | None, typer.Option(help="2026-01-31, 2026-01-31T12:00, 7d, 24h, today, week, month, …; UTC.")
+]
+UntilOption = Annotated[
+    str | None, typer.Option(help="As --since, and exclusive: a date is its first moment.")
+]
+
 
 def main() -> None:
     """Run the command; every error that a user can cause is one line on standard error."""
@@ -468,12 +475,8 @@ def spend(
     by: Annotated[
         str, typer.Option(help="mode, feature, tier, target, model, key, session, reason or day.")
     ] = "mode",
-    since: Annotated[
-        str | None, typer.Option(help="2026-01-31, 2026-01-31T12:00, 7d, 24h, today, week, month, …; UTC.")
-    ] = None,
-    until: Annotated[
-        str | None, typer.Option(help="As --since, and exclusive: a date is its first moment.")
-    ] = None,
+    since: SinceOption = None,
+    until: UntilOption = None,
     limit: Annotated[int, typer.Option(min=0, help="Groups to show; 0 for all.")] = 20,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")] = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="Comma-separated lines on standard output.")] = False,
@@ -551,22 +554,24 @@ def purge_captures(
 
 
 @ledger_app.command("captures")
-def print_captures(
-    ledger: LedgerOption = None,
-    since: Annotated[str | None, typer.Option(help="2026-01-31, 7d, month, …; UTC.")] = None,
-    until: Annotated[str | None, typer.Option(help="As --since, and exclusive.")] = None,
-) -> None:
+def print_captures(ledger: LedgerOption = None, since: SinceOption = None, until: UntilOption = None) -> None:
     """Print the captured prompts, each with its row, as JSONL on standard output."""
-    from datetime import UTC, datetime
-
     from router.ledger_store import captured
-    from router.spend import moment
 
-    today = datetime.now(UTC)
-    start = None if since is None else moment(since, today, "--since")
-    end = None if until is None else moment(until, today, "--until")
+    start, end = _times(since, until)
     with _opened(ledger) as engine:
         for row in captured(engine, since=start, until=end):
+            print(json.dumps(row, ensure_ascii=False))
+
+
+@ledger_app.command("export")
+def export_prompts(ledger: LedgerOption = None, since: SinceOption = None, until: UntilOption = None) -> None:
+    """Print the captured prompts as `router-train label` takes them: JSONL, each text once, on standard output."""
+    from router.ledger_store import prompts_to_label
+
+    start, end = _times(since, until)
+    with _opened(ledger) as engine:
+        for row in prompts_to_label(engine, since=start, until=end):
             print(json.dumps(row, ensure_ascii=False))
 
 
@@ -582,6 +587,18 @@ def check_ledger(ledger: LedgerOption = None) -> None:
     if found.problems:
         raise RouterError("; ".join(found.problems))
     print("each cost follows from its tokens and prices, and the sums agree with the rows")
+
+
+def _times(since: str | None, until: str | None) -> tuple[int | None, int | None]:
+    from datetime import UTC, datetime
+
+    from router.spend import moment
+
+    now = datetime.now(UTC)
+    return (
+        None if since is None else moment(since, now, "--since"),
+        None if until is None else moment(until, now, "--until"),
+    )
 
 
 def _ledger(flag: str | None) -> str | None:
@@ -686,6 +703,9 @@ def _greeting(url: str, settings: Settings, gateway: Gateway) -> Iterator[str]:
     yield f"  bundle   {gateway.in_force.bundle or 'none: the policy predicts nothing'}"
     if gateway.ledger is not None:
         yield f"  ledger   {gateway.ledger.url.render_as_string(hide_password=True)}"
+        if policy.capture is not None:
+            share, days = policy.capture.share, policy.capture.keep_days
+            yield f"  capture  the prompts of {share:.3g} of the requests are kept there, for {days:g} days"
     if gateway.shared is not None:
         yield f"  sessions {gateway.shared.shown}"
     elif settings.workers > 1:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
 from typing import Any
 
-from router.capability import Needs
+from router.capability import KnownNeeds, Needs
 from router.sessions import conversation_identity
-from router.steps import Result, last_results
+from router.steps import KnownResult, Result, last_results
 
 
 class Content:
@@ -46,3 +47,12 @@ class Content:
     def results(self) -> tuple[Result, ...]:
         """The tool results that the request ends in; empty where it ends in a human's words."""
         return last_results(self._body)
+
+
+@dataclass(frozen=True, slots=True)
+class KnownContent:
+    """What was read of a :class:`Content` whose body is gone: enough to decide on the request once more."""
+
+    needs: KnownNeeds
+    results: tuple[KnownResult, ...] = ()
+    identity: str = ""

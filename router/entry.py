@@ -120,6 +120,8 @@ class Entry:
         ``cancelled``: the client went away before its answer ended.
     fallbacks : int
         Targets that were asked before the one that answered.
+    basis : str or None
+        What it was decided on, as :meth:`router.basis.Basis.as_json` writes it.
     """
 
     id: str = field(default_factory=new_id)
@@ -159,6 +161,7 @@ class Entry:
     streamed: bool = False
     cancelled: bool = False
     fallbacks: int = 0
+    basis: str | None = None
 
     def row(self) -> dict[str, Any]:
         """Column → value, each one that any database takes.
@@ -208,6 +211,7 @@ class Entry:
             "streamed": bool(self.streamed),
             "cancelled": bool(self.cancelled),
             "fallbacks": _bounded(self.fallbacks, 1000),
+            "basis": self.basis,
         }
 
 

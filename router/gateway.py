@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("router")
 
+NOT_CAPTURED = "the policy has prompts captured, but no ledger is kept (--ledger): none is"
+
 _UNPRICED = "targets.{}.prices is missing: the ledger counts what requests cost"
 
 
@@ -135,7 +137,7 @@ class Gateway:
     ) -> None:
         self.environment = os.environ if environment is None else environment
         self.ledger = ledger
-        self.in_force = self.bind(policy, predictor)
+        self.put_in_force(self.bind(policy, predictor))
         self.clients = clients
         self.dispatcher = Dispatcher()
         self.metrics = Metrics()
@@ -158,6 +160,11 @@ class Gateway:
     def put_in_force(self, in_force: InForce) -> None:
         """Decide and send by this from the next request on; those that have arrived keep theirs."""
         self.in_force = in_force
+        capture = in_force.policy.capture
+        if self.ledger is not None:
+            self.ledger.capture = capture
+        elif capture is not None:
+            logger.warning("%s", NOT_CAPTURED)
 
     async def decide(self, in_force: InForce, facts: RequestFacts, prompt: Callable[[], Prompt]) -> Decision:
         """Decide on one request; ``prompt`` is called, off the event loop, where a prediction is needed."""

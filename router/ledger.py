@@ -53,6 +53,7 @@ from router.ledger_store import (
     shown,
     write_batch,
 )
+from router.policy import Capture
 from router.redaction import redact
 from router.settings import APPLICATION
 from router.spill import Spill
@@ -67,26 +68,6 @@ _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0
 _PURGE_SECONDS = 600.0
 _LONGEST_PROMPT = 1_000_000  # characters
 _MOST_PROMPT_CHARACTERS = 64_000_000  # that wait at a time
-
-
-@dataclass(frozen=True, slots=True)
-class Capture:
-    """Keep prompts, with keys and e-mail addresses taken out; what retraining needs.
-
-    Attributes
-    ----------
-    share : float
-        Of the requests, chosen at random by the row's id.
-    keep_days : float
-        After which a prompt is deleted; it goes by what was in force when it was captured.
-    """
-
-    share: float = 1.0
-    keep_days: float = 30.0
-
-    def takes(self, entry: Entry) -> bool:
-        """Whether this request's prompt is kept."""
-        return int(entry.id[-8:], 16) < self.share * 2**32
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +114,7 @@ class _Waiting:
 
     entry: Entry
     prompt: str | None
+    state: str | None
     keep_days: float
     since: float
     loop: asyncio.AbstractEventLoop | None = None
@@ -219,23 +201,29 @@ class Ledger:
             self._engine.dispose()
             raise
 
-    def record(self, entry: Entry, prompt: str | None = None) -> bool:
+    def takes(self, entry: Entry) -> bool:
+        """Whether the prompt of this request is to be kept: by its row's id, the last digits of which are random."""
+        return self.capture is not None and int(entry.id[-8:], 16) < self.capture.share * 2**32
+
+    def record(self, entry: Entry, prompt: str | None = None, state: str | None = None) -> bool:
         """Queue a row; never waits for a disk. From any thread.
 
         Parameters
         ----------
         entry : Entry
         prompt : str or None
-            Kept, redacted, where :attr:`capture` says so.
+            Kept, redacted, where :meth:`takes` says so.
+        state : str or None
+            Kept beside it: numbers of the conversation that the prompt ends, as :func:`router.basis.state_of` writes them.
 
         Returns
         -------
         bool
             False where the row had to be dropped; it is counted.
         """
-        return self._put(entry, prompt, None, None)
+        return self._put(entry, prompt, state, None, None)
 
-    async def write(self, entry: Entry, prompt: str | None = None) -> None:
+    async def write(self, entry: Entry, prompt: str | None = None, state: str | None = None) -> None:
         """Record a row, and where the ledger is strict, wait until it is on the disk.
 
         A caller that is cancelled meanwhile leaves the row behind: it is written all the same.
@@ -246,11 +234,11 @@ class Ledger:
             Strict, and neither the database nor the local file could take it. It stays in memory, where there is room.
         """
         if not self.strict:
-            self.record(entry, prompt)
+            self.record(entry, prompt, state)
             return
         loop = asyncio.get_running_loop()
         done: asyncio.Future[None] = loop.create_future()
-        if not self._put(entry, prompt, loop, done):
+        if not self._put(entry, prompt, state, loop, done):
             raise _not_saved(self.url)
         await done
 
@@ -283,11 +271,12 @@ class Ledger:
         self,
         entry: Entry,
         prompt: str | None,
+        state: str | None,
         loop: asyncio.AbstractEventLoop | None,
         done: asyncio.Future[None] | None,
     ) -> bool:
         capture = self.capture
-        keep = prompt if capture is not None and prompt and capture.takes(entry) else None
+        keep = prompt if prompt and self.takes(entry) else None
         with self._changed:
             if self._closing or len(self._queue) + len(self._writing) >= self._most_pending:
                 self._count(lost=1)
@@ -300,7 +289,7 @@ class Ledger:
                 else:
                     self._prompt_characters += len(keep)
             days = capture.keep_days if capture is not None else 0.0
-            self._queue.append(_Waiting(entry, keep, days, time.monotonic(), loop, done))
+            self._queue.append(_Waiting(entry, keep, state, days, time.monotonic(), loop, done))
             self._waiters += done is not None
             # The thread looks by itself when the first row's time is over.
             if done is not None or len(self._queue) in (1, self._flush_rows):
@@ -534,6 +523,7 @@ def _prompt_row(one: _Waiting) -> dict[str, Any]:
         "session": entry["session"],
         "client": entry["client"],
         "prompt": text,
+        "state": one.state,
     }
 
 

@@ -115,7 +115,16 @@ def _version_3(connection: Connection) -> None:
     )
 
 
-MIGRATIONS: tuple[Callable[[Connection], None], ...] = (_version_1, _version_2, _version_3)
+def _version_4(connection: Connection) -> None:
+    """What a request was decided on, to decide it again by another policy."""
+    _run(
+        connection,
+        "ALTER TABLE entries ADD COLUMN basis TEXT",
+        "ALTER TABLE captures ADD COLUMN state TEXT",
+    )
+
+
+MIGRATIONS: tuple[Callable[[Connection], None], ...] = (_version_1, _version_2, _version_3, _version_4)
 VERSION = len(MIGRATIONS)
 
 

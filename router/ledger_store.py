@@ -5,6 +5,7 @@ SQLite by default, PostgreSQL where several servers share a ledger.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import sqlite3
@@ -115,6 +116,7 @@ entries = Table(
     _required("streamed", Boolean),
     _required("cancelled", Boolean),
     _required("fallbacks", Integer),
+    Column("basis", Text),
 )
 
 
@@ -142,6 +144,7 @@ captures = Table(
     Column("session", Text),
     Column("client", Text),
     _required("prompt", Text),
+    Column("state", Text),
 )
 
 
@@ -366,7 +369,7 @@ def captured(
 ) -> Iterator[dict[str, Any]]:
     """The captured prompts of a time, in its order, each with its row: what was decided, used and spent."""
     query = (
-        select(captures.c.prompt, entries)
+        select(captures.c.prompt, captures.c.state, entries)
         .join(entries, entries.c.id == captures.c.id)
         .where(
             and_(
@@ -380,6 +383,21 @@ def captured(
     with engine.connect() as connection:
         for row in connection.execute(query).mappings():
             yield dict(row)
+
+
+def prompts_to_label(
+    engine: Engine, *, since: int | None = None, until: int | None = None
+) -> Iterator[dict[str, Any]]:
+    """The captured prompts of a time as rows to label, each text once, the prompts of a session in one group."""
+    seen = set()
+    for row in captured(engine, since=since, until=until):
+        text = hashlib.sha256(row["prompt"].encode()).digest()
+        if text in seen:
+            continue  # an agent's steps have the same ask
+        seen.add(text)
+        kept = {"id": row["id"], "prompt": row["prompt"], "source": "ledger"}
+        more = {"domain": row["mode"], "group": row["session"]}
+        yield kept | {name: value for name, value in more.items() if value}
 
 
 @dataclass(frozen=True, slots=True)

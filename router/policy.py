@@ -426,6 +426,21 @@ class Limits(_Section):
     explain: bool = False
 
 
+class Capture(_Section):
+    """Keep prompts in the ledger, with keys and e-mail addresses taken out (:mod:`router.redaction`): what retraining needs.
+
+    Attributes
+    ----------
+    share : float
+        Of the requests, chosen at random, whatever they ask.
+    keep_days : float
+        After which a prompt is deleted; it goes by what was in force when it was captured.
+    """
+
+    share: Annotated[float, Field(ge=0, le=1)]
+    keep_days: Annotated[float, Field(gt=0, le=3_650)] = 30
+
+
 class Server(_Section):
     """Where and how to serve, kept beside the policy. Flags and environment variables win."""
 
@@ -455,6 +470,7 @@ class Policy(_Section):
     steps: tuple[StepRule, ...] = ()
     limits: Limits = Limits()
     sessions: SessionRule = SessionRule()
+    capture: Capture | None = None
     server: Server = Server()
 
     @property
@@ -860,6 +876,7 @@ _KEYS = frozenset(
         ModePrediction,
         StepRule,
         Limits,
+        Capture,
         Server,
     )
     for field in section.model_fields

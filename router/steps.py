@@ -43,6 +43,11 @@ class Result:
     text: str
     failed: bool = False
 
+    @property
+    def size(self) -> int:
+        """Characters."""
+        return len(self.text)
+
     @cached_property
     def kind(self) -> ToolResult:
         """What kind of tool it is of, by the tool's name."""
@@ -59,6 +64,20 @@ class Result:
         return reads_like_failed_test(self.text)
 
 
+@dataclass(frozen=True)
+class KnownResult:
+    """What was read of a :class:`Result` whose text is gone."""
+
+    tool: str
+    size: int = 0
+    error: bool = False
+    failed_test: bool = False
+
+    @property
+    def kind(self) -> ToolResult:
+        return kind_of_tool(self.tool)
+
+
 def last_results(body: Mapping[str, Any]) -> tuple[Result, ...]:
     """The tool results that a request ends in, in their order; empty where a human's words come last.
 
@@ -73,14 +92,14 @@ def last_results(body: Mapping[str, Any]) -> tuple[Result, ...]:
     return _of_items(items) if isinstance(items, list) else ()
 
 
-def matching_rule(rules: Iterable[StepRule], results: Sequence[Result]) -> StepRule | None:
+def matching_rule(rules: Iterable[StepRule], results: Sequence[Result | KnownResult]) -> StepRule | None:
     """The first rule that one of the results meets in all its conditions."""
     return next((rule for rule in rules if any(_meets(result, rule) for result in results)), None)
 
 
-def _meets(result: Result, rule: StepRule) -> bool:
+def _meets(result: Result | KnownResult, rule: StepRule) -> bool:
     """Conditions that are cheap to look up come first."""
-    size = len(result.text)
+    size = result.size
     return (
         (not rule.kind or result.kind in rule.kind)
         and (not rule.tool or _named(result.tool, rule.tool))

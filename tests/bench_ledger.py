@@ -103,14 +103,15 @@ def load(where: str, rows: Iterator[list[tuple[Any, ...]]]) -> None:
     """Into a ledger of version 1, by the way that is fastest."""
     engine = open_engine(ledger_url(where), "create")
     migrate(engine, to=1)
-    names = ", ".join(column.name for column in entries.c)
+    columns = [column.name for column in entries.c if column.name != "basis"]
+    names = ", ".join(columns)
     with closing(engine.raw_connection()) as connection:
         driver: Any = connection.driver_connection
         cursor = driver.cursor()
         for chunk in rows:
             if engine.dialect.name == "sqlite":
                 cursor.execute("BEGIN")
-                marks = ", ".join("?" * len(entries.c))
+                marks = ", ".join("?" * len(columns))
                 cursor.executemany(f"INSERT INTO entries ({names}) VALUES ({marks})", chunk)
             else:
                 with cursor.copy(f"COPY entries ({names}) FROM STDIN") as copy:

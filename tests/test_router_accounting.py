@@ -7,7 +7,7 @@ import pytest
 
 from router.accounting import Ended, entry_of, unpriced
 from router.content import Content
-from router.decision import Decision
+from router.decision import Decision, RequestFacts
 from router.entry import Entry
 from router.failover import Attempt
 from router.policy import Policy
@@ -29,11 +29,14 @@ ENDED = Ended(200, None, 0.25, 0.004, None, streamed=False, cancelled=False)
 CONTENT = Content({"messages": [{"role": "user", "content": "words " * 100}]})
 
 
+FACTS = RequestFacts("auto", content=CONTENT)
+
+
 def entry(decision: Decision, *attempts: Attempt, ended: Ended = ENDED, **headers: str) -> Entry:
     return entry_of(
         decision,
         attempts,
-        CONTENT,
+        FACTS,
         ended,
         policy=POLICY,
         time=1_000,

@@ -27,7 +27,7 @@ import router.ledger_store
 from router.entry import LONGEST_TEXT, MOST_TOKENS, Entry, NanoPrices, nano_dollars, new_id
 from router.entry import now as clock_now
 from router.errors import LedgerError
-from router.ledger import Capture, Ledger
+from router.ledger import Ledger
 from router.ledger_migrations import MIGRATIONS, VERSION, migrate
 from router.ledger_store import (
     HOUR,
@@ -47,7 +47,7 @@ from router.ledger_store import (
     summed,
     write_batch,
 )
-from router.policy import Prices
+from router.policy import Capture, Prices
 from router.redaction import redact
 from router.spill import REFUSED, SUFFIX
 from router.upstream import Usage
@@ -560,7 +560,7 @@ def test_no_prompt_is_kept_unless_that_is_turned_on(where: str) -> None:
     with Ledger(where, flush_seconds=0.01) as ledger:
         ledger.record(entry(), "my secret plan")
         wait_for(lambda: ledger.stats.written == 1)
-        ledger.capture = Capture(keep_days=2)
+        ledger.capture = Capture(share=1, keep_days=2)
         ledger.record(entry(session="two"), f"write to jane.doe@example.org, the key is {SECRET}\0")
         ledger.record(entry(), None)
     with engine_of(where) as engine:
@@ -573,17 +573,20 @@ def test_no_prompt_is_kept_unless_that_is_turned_on(where: str) -> None:
 
 
 def test_a_share_of_the_prompts() -> None:
-    taken = sum(Capture(share=0.2).takes(entry()) for _ in range(4000))
+    def takes(share: float) -> bool:
+        return Ledger(capture=Capture(share=share)).takes(entry())
+
+    taken = sum(takes(0.2) for _ in range(4000))
     assert 650 < taken < 950
-    assert not any(Capture(share=0).takes(entry()) for _ in range(100))
-    assert all(Capture().takes(entry()) for _ in range(100))
+    assert not any(takes(0) for _ in range(100))
+    assert all(takes(1) for _ in range(100))
 
 
 def test_prompts_that_wait_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("router.ledger._MOST_PROMPT_CHARACTERS", 100)
     monkeypatch.setattr("router.ledger._LONGEST_PROMPT", 60)
     where = str(tmp_path / "l.sqlite3")
-    with Ledger(where, capture=Capture(), flush_seconds=60, flush_rows=5) as ledger:
+    with Ledger(where, capture=Capture(share=1), flush_seconds=60, flush_rows=5) as ledger:
         for length in (61, 60, 41, 40):
             ledger.record(entry(), "x" * length)
         assert ledger.stats.prompts_dropped == 2
@@ -597,7 +600,7 @@ def test_prompts_that_wait_are_bounded(tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_spilled_prompts_are_redacted_and_come_back(tmp_path: Path, away: Callable[[bool], None]) -> None:
     where, spill = str(tmp_path / "l.sqlite3"), tmp_path / "spill"
-    with Ledger(where, capture=Capture(), flush_seconds=0.01, spill=spill) as ledger:
+    with Ledger(where, capture=Capture(share=1), flush_seconds=0.01, spill=spill) as ledger:
         wait_for(lambda: ledger._purge_at > 0)
         away(True)
         ledger.record(entry(), f"use {SECRET}")
@@ -649,7 +652,7 @@ def test_prompts_whose_time_is_over_are_deleted(where: str) -> None:
 @pytest.mark.parametrize("rows", [False, True])
 @pytest.mark.parametrize("who", [{"session": "s1"}, {"client": "a"}])
 def test_deletion(where: str, who: dict[str, str], rows: bool) -> None:
-    with Ledger(where, capture=Capture()) as ledger:
+    with Ledger(where, capture=Capture(share=1)) as ledger:
         for i in range(6):
             ledger.record(entry(session=f"s{i % 3}", client="ab"[i % 3 == 2]), f"prompt {i}")
     with engine_of(where) as engine:
@@ -669,7 +672,7 @@ def test_deletion(where: str, who: dict[str, str], rows: bool) -> None:
 
 def test_deleted_prompts_are_not_readable_in_the_file(tmp_path: Path) -> None:
     where = tmp_path / "ledger.sqlite3"
-    with Ledger(str(where), capture=Capture()) as ledger:
+    with Ledger(str(where), capture=Capture(share=1)) as ledger:
         for i in range(50):
             ledger.record(entry(session="gone"), f"the launch codename is thunderbird {i}")
 
@@ -747,10 +750,9 @@ def test_an_old_ledger_is_brought_up(where: str, version: int) -> None:
     with engine_of(where, "create") as engine:
         assert migrate(engine, to=version) == 0
         with engine.begin() as connection:
-            if version == 1:
-                connection.execute(entries.insert(), rows)
-            else:
-                connection.execute(entries.insert(), rows)
+            old = [{name: row[name] for name in row if name != "basis"} for row in rows]
+            connection.execute(entries.insert(), old)
+            if version > 1:
                 hours = summed(rows)
                 connection.execute(hour_sums.insert(), hours)
                 connection.execute(day_sums.insert(), by_day(hours))

@@ -16,9 +16,10 @@ from ledgers import entry
 import router.cli
 from router.entry import NANO
 from router.errors import LedgerError, UsageError
-from router.ledger import Capture, Ledger
+from router.ledger import Ledger
 from router.ledger_migrations import migrate
 from router.ledger_store import GROUPS, HOUR, ledger_url, open_engine, write_batch
+from router.policy import Capture
 from router.spend import (
     BY,
     Group,
@@ -424,7 +425,7 @@ def test_an_empty_ledger_is_no_error(run: Run) -> None:
 
 
 def test_the_ledgers_commands(run: Run) -> None:
-    with Ledger("l.db", capture=Capture()) as ledger:
+    with Ledger("l.db", capture=Capture(share=1)) as ledger:
         for i in range(4):
             ledger.record(entry(session=f"s{i % 2}", client="c"), f"prompt {i}")
     status, out, _ = run("ledger", "captures", "--ledger", "l.db")
@@ -444,8 +445,8 @@ def test_the_ledgers_commands(run: Run) -> None:
     engine = open_engine(ledger_url("old.db"), "create")
     migrate(engine, to=1)
     engine.dispose()
-    assert run("ledger", "migrate", "--ledger", "old.db")[1] == "schema version 3, was 1\n"
-    assert run("ledger", "migrate", "--ledger", "old.db")[1] == "schema version 3; nothing to do\n"
+    assert run("ledger", "migrate", "--ledger", "old.db")[1] == "schema version 4, was 1\n"
+    assert run("ledger", "migrate", "--ledger", "old.db")[1] == "schema version 4; nothing to do\n"
 
 
 def test_a_ledger_that_disagrees_with_itself_is_an_error(run: Run) -> None:
