@@ -92,6 +92,8 @@ def create_app(settings: Settings | None = None, gateway: Gateway | None = None)
         asyncio.get_running_loop().call_soon(gateway.dispatcher.warm_up)
         async with AsyncExitStack() as stack:
             stack.push_async_callback(gateway.close)
+            sampling = asyncio.create_task(gateway.metrics.sampling())
+            stack.callback(sampling.cancel)
             if gateway.live is not None:
                 await stack.enter_async_context(gateway.live.following())
             if gateway.shared is not None:
@@ -224,6 +226,8 @@ class Exchange:
 
         ``counted`` says whether the request counts in the client's rates, the metrics and the log.
         """
+        if counted:
+            self.gateway.metrics.arrived()
         try:
             self._admit(counted)
             response = await handle(self)
@@ -243,7 +247,8 @@ class Exchange:
             self._left()
             with suppress(LedgerError):
                 await self.record(CLIENT_GONE)
-            self.finish(CLIENT_GONE)
+            if counted:
+                self.finish(CLIENT_GONE)
             raise
         except Exception as error:
             self._log_bug(error)
@@ -316,8 +321,13 @@ class Exchange:
             await self.gateway.shared.fetch(self._session, now)
         return replace(facts, session=self.gateway.sessions.get(self._session, now), now=now)
 
-    async def decide(self, facts: RequestFacts, prompt: Callable[[], Prompt]) -> Decision:
-        """Decide, and take the time; raises :class:`RequestError` for what the client may not ask for."""
+    async def decide(
+        self, facts: RequestFacts, prompt: Callable[[], Prompt], *, counted: bool = True
+    ) -> Decision:
+        """Decide, and take the time; raises :class:`RequestError` for what the client may not ask for.
+
+        ``counted`` says whether an answer follows, so that the decision counts in the metrics.
+        """
         if self.client is not None:
             self.client.check(self.in_force.policy, facts.model)
             facts = replace(facts, names=frozenset(self.client.names(self.in_force.policy)))
@@ -326,7 +336,8 @@ class Exchange:
         self.decision = await self.gateway.decide(self.in_force, facts, prompt)
         seconds = time.perf_counter() - started
         self.decision_ms = seconds * 1e3
-        self.gateway.metrics.decided(self.decision, seconds)
+        if counted:
+            self.gateway.metrics.decided(self.decision, self.in_force.policy, seconds)
         return self.decision
 
     async def send(self, names: Sequence[str], call: Callable[[Destination], Awaitable[T]]) -> Sent[T]:
@@ -458,6 +469,8 @@ class Exchange:
         """Count and log; called once, when the answer is complete."""
         seconds = time.perf_counter() - self.started
         self.gateway.metrics.answered(self.path, status, seconds)
+        if self.first_seconds is not None and self.decision is not None:
+            self.gateway.metrics.began(self.decision.target, self.first_seconds)
         decision = self.decision or Decision("-", "-", "default")
         logger.info(
             "%s %s %d %.1f ms id=%s client=%s target=%s reason=%s tier=%s mode=%s score=%s "
@@ -656,7 +669,7 @@ async def _count_tokens(exchange: Exchange) -> Response:
     facts = await exchange.facts(inbound)
 
     async def count() -> Response:
-        decision = await exchange.decide(facts, inbound.prompt)
+        decision = await exchange.decide(facts, inbound.prompt, counted=False)
         to = exchange.in_force.destination(decision.target, exchange.request.headers)
         counted = await exchange.gateway.dispatcher.count_tokens(to, inbound)
         headers = exchange.headers() | {TOKEN_COUNT_HEADER: "estimate" if counted.estimated else "provider"}
@@ -735,8 +748,6 @@ async def _spend(exchange: Exchange) -> Response:
 
 async def _metrics(exchange: Exchange) -> Response:
     exchange.check_admin()
-    if exchange.gateway.ledger is not None:
-        exchange.gateway.metrics.ledger(exchange.gateway.ledger.stats)
     return Response(exchange.gateway.metrics.text(), headers={"content-type": CONTENT_TYPE})
 
 

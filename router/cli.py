@@ -728,8 +728,17 @@ def _greeting(url: str, settings: Settings, gateway: Gateway) -> Iterator[str]:
 def _workers() -> type[Multiprocess]:
     from uvicorn.supervisors import Multiprocess
 
+    from router.metrics import forget_worker
+
     class Workers(Multiprocess):
         """Worker processes that are told of SIGHUP, where uvicorn's are replaced."""
+
+        def keep_subprocess_alive(self) -> None:
+            before = {process.pid for process in self.processes}
+            super().keep_subprocess_alive()
+            for pid in before - {process.pid for process in self.processes}:
+                if pid is not None:
+                    forget_worker(pid)
 
         def handle_hup(self) -> None:
             for process in self.processes:

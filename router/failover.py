@@ -179,7 +179,7 @@ class Stay:
         if error is not None:
             outcome = "broke_off"
         self._attempt.outcome = outcome
-        self._failover.metrics.attempted(self._to.name, outcome)
+        self._failover.attempted(self._to.name, outcome, self._since)
         self._place.limiter.release_on_behalf_of(self)
         if outcome in ("ok", "refused", "too_long"):
             self._place.well(self._since)
@@ -223,6 +223,10 @@ class Failover:
             for name, place in known
             if place is not None and place.cooling_until > now
         }
+
+    def attempted(self, name: str, outcome: Outcome, since: float) -> None:
+        """A call of a target has ended that began at ``since``."""
+        self.metrics.attempted(name, outcome, self._clock() - since)
 
     async def send(
         self,
@@ -389,7 +393,7 @@ class Failover:
         retry_after = self._retry_after(error) if error.status in (429, 503) else None
         if place.failed(to.target.cooldown, self._clock(), retry_after):
             seconds = place.cooling_until - self._clock()
-            self.metrics.cooled(to.name, self._wall_clock() + seconds)
+            self.metrics.cooled(to.name)
             logger.warning(
                 "target %s cools down for %.0f s (%s, %d)", to.name, seconds, outcome, error.status
             )

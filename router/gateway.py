@@ -145,6 +145,7 @@ class Gateway:
         self.shared = SharedSessions(place, self.metrics) if place is not None else None
         self.sessions: SessionStore = SessionStore() if self.shared is None else self.shared
         self.started = int(time.time())
+        self.metrics.watch(self._show)
         # The encoder releases the GIL, so prompts run beside one another; more threads than cores only queue.
         self._executor = ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="predict")
 
@@ -166,6 +167,15 @@ class Gateway:
         elif capture is not None:
             logger.warning("%s", NOT_CAPTURED)
 
+    def _show(self) -> None:
+        """Say to the metrics what state targets, tiers and ledger are in."""
+        policy = self.in_force.policy
+        cooling, now = self.failover.cooling(policy.targets.items()), time.time()
+        self.metrics.targets({name: now + cooling[name] if name in cooling else 0 for name in policy.targets})
+        self.metrics.tiers(policy.thresholds())
+        if self.ledger is not None:
+            self.metrics.ledger(self.ledger.stats)
+
     async def decide(self, in_force: InForce, facts: RequestFacts, prompt: Callable[[], Prompt]) -> Decision:
         """Decide on one request; ``prompt`` is called, off the event loop, where a prediction is needed."""
         policy, predictor = in_force.policy, in_force.predictor
@@ -186,6 +196,7 @@ class Gateway:
                 await self.shared.close()
             if self.ledger is not None:
                 await asyncio.to_thread(self.ledger.close)
+            self.metrics.sample()  # what was written last, for the workers that are left
         self._executor.shutdown(wait=False, cancel_futures=True)
 
 

@@ -114,7 +114,7 @@ class Live:
         self._signature = signature(bundle)
         self._settling = asyncio.Lock()
         self._wake = {"policy": asyncio.Event(), "bundle": asyncio.Event()}
-        gateway.metrics.show_policy(lambda: (gateway.in_force.version, clock() - self.policy.confirmed))
+        gateway.metrics.watch(self._show)
 
     @contextlib.asynccontextmanager
     async def following(self) -> AsyncIterator[None]:
@@ -146,6 +146,11 @@ class Live:
     def report(self) -> dict[str, Any]:
         """For ``/readyz``: where the policy comes from, since when it is in force, what is wrong with its successor."""
         return {"policy_source": self.source.shown, **self.policy.report(), **self.bundle.report()}
+
+    def _show(self) -> None:
+        now, policy = self._clock(), self.policy
+        version = self._gateway.in_force.version
+        self._gateway.metrics.policy(version, now - policy.confirmed, now - policy.since)
 
     async def look_at_policy(self) -> None:
         """Ask the policy's source, and put in force what it gives."""

@@ -555,6 +555,11 @@ class Policy(_Section):
                 return self._address(name)
         return None
 
+    def thresholds(self) -> dict[str, float]:
+        """Of each tier that predicts by a threshold, that threshold; asked of a policy that is bound to a bundle."""
+        predicts = ((name, tier.predict) for name, tier in self.tiers.items())
+        return {name: by.threshold for name, by in predicts if by is not None and by.threshold is not None}
+
     def costs(self, names: Sequence[str], tokens: Tokens) -> list[float]:
         """US dollars that a request of so many tokens costs at each target; these have prices."""
         prices = [self.targets[name].prices for name in names]

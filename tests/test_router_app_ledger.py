@@ -239,8 +239,8 @@ def test_the_spend_is_served(server: Served) -> None:
 
 def test_the_page_of_counters_shows_the_ledger(server: Served) -> None:
     page = server.http.get("/metrics").text
-    assert f'router_ledger_rows{{state="written"}} {float(len(server.rows()))}' in page
-    assert 'router_ledger_rows{state="lost"} 0.0' in page
+    assert f'router_ledger_rows_total{{state="written"}} {float(len(server.rows()))}' in page
+    assert 'router_ledger_rows_total{state="lost"} 0.0' in page
 
 
 def test_rows_in_memory_are_written_when_the_server_stops(tmp_path: Path) -> None:
