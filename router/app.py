@@ -36,6 +36,7 @@ from router.escalation import Held, fault_of, gist_of_answer, gist_of_events, ho
 from router.failover import Attempt, Sent
 from router.features import Prompt
 from router.gateway import Gateway, load_gateway
+from router.logs import Access
 from router.metrics import CONTENT_TYPE
 from router.openapi import description
 from router.policy import Fault, Limits, printable
@@ -199,6 +200,7 @@ class Exchange:
         self._body_bytes = 0
         self._arrived = now()
         self.dispatches = False  # until it is known to, and again when it is recorded
+        self.streamed = False
         self.first_seconds: float | None = None
         self.error: str | None = None
         self.id = request_id(self.request.headers) or f"req_{uuid.uuid4().hex}"
@@ -471,24 +473,36 @@ class Exchange:
         self.gateway.metrics.answered(self.path, status, seconds)
         if self.first_seconds is not None and self.decision is not None:
             self.gateway.metrics.began(self.decision.target, self.first_seconds)
-        decision = self.decision or Decision("-", "-", "default")
-        logger.info(
-            "%s %s %d %.1f ms id=%s client=%s target=%s reason=%s tier=%s mode=%s score=%s "
-            "attempts=%d policy=%s decision=%.1f ms",
-            self.request.method,
-            self.path,
-            status,
-            seconds * 1e3,
-            self.id,
-            self.client_id or "-",
-            decision.target,
-            decision.reason if self.decision else "-",
-            decision.tier or "-",
-            decision.mode or "-",
-            "-" if decision.score is None else f"{decision.score:.4f}",
-            len(self.attempts),
-            self.in_force.version,
-            self.decision_ms,
+        if logger.isEnabledFor(logging.INFO):
+            logger.info(self._access(status, seconds))
+
+    def _access(self, status: int, seconds: float) -> Access:
+        used = [
+            (one.usage, self.in_force.policy.targets[one.target].prices) for one in self.attempts if one.usage
+        ]
+        costs = [usage.cost(prices) for usage, prices in used if prices is not None]
+        return Access(
+            method=self.request.method,
+            path=self.path,
+            status=status,
+            ms=seconds * 1e3,
+            id=self.id,
+            client=self.client_id or None,
+            session=self._session,
+            decision=self.decision,
+            stream=self.streamed,
+            first_ms=None if self.first_seconds is None else self.first_seconds * 1e3,
+            attempts=len(self.attempts),
+            input_tokens=sum(usage.input for usage, _ in used) if used else None,
+            output_tokens=sum(usage.output for usage, _ in used) if used else None,
+            cached_tokens=sum(usage.cached for usage, _ in used) if used else None,
+            cost=sum(costs) if costs else None,
+            policy=self.in_force.version,
+            bundle=self.in_force.bundle,
+            decision_ms=self.decision_ms,
+            error="client_gone" if status == CLIENT_GONE else self.error,
+            trace=None,
+            span=None,
         )
 
     def _log_bug(self, error: Exception) -> None:
@@ -507,6 +521,7 @@ class EventStream(Response):
     def __init__(self, stream: Stream | Held, sent: Sent[Any] | None, exchange: Exchange) -> None:
         self.status_code = 200
         self.background = None
+        exchange.streamed = True
         self._stream = stream
         self._sent = sent  # None where the stream is complete, and counted
         self._exchange = exchange

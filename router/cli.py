@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import json
+import logging
+import logging.config
 import os
 import signal
 import socket
@@ -28,9 +30,12 @@ if TYPE_CHECKING:
     from router.features import Prompt
     from router.gateway import Gateway
     from router.ledger_store import Access
+    from router.logs import Format
     from router.policy import Policy
     from router.predictor import Predictor
     from router.settings import Settings
+
+logger = logging.getLogger("router")
 
 app = typer.Typer(
     name="router",
@@ -116,6 +121,9 @@ def serve(
     port: Annotated[int | None, typer.Option(help="8080 by default; 0 takes a free one.")] = None,
     workers: Annotated[int | None, typer.Option(help="Processes; 1 by default.")] = None,
     log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error.")] = None,
+    log_format: Annotated[
+        str | None, typer.Option(metavar="FORM", help="text, by default, or json: an object a line.")
+    ] = None,
     clients: Annotated[
         Path | None,
         typer.Option(
@@ -175,14 +183,15 @@ def serve(
     """Serve the OpenAI-compatible API.
 
     Policy, bundle and settings are looked for in this order: flag, environment variable (ROUTER_POLICY,
-    ROUTER_BUNDLE, ROUTER_HOST, ROUTER_PORT, ROUTER_WORKERS, ROUTER_LOG_LEVEL, ROUTER_RELOAD_SECONDS, ROUTER_CLIENTS,
-    ROUTER_OPEN_TO_ANYONE; ROUTER_ALLOWED_KEYS with commas), ./router.yaml, router.yaml in the user's configuration
-    directory, what the package carries.
+    ROUTER_BUNDLE, ROUTER_HOST, ROUTER_PORT, ROUTER_WORKERS, ROUTER_LOG_LEVEL, ROUTER_LOG_FORMAT,
+    ROUTER_RELOAD_SECONDS, ROUTER_CLIENTS, ROUTER_OPEN_TO_ANYONE; ROUTER_ALLOWED_KEYS with commas), ./router.yaml,
+    router.yaml in the user's configuration directory, what the package carries.
     """
     import uvicorn
 
     from router.app import create_app
     from router.gateway import load_gateway
+    from router.logs import configuration
     from router.settings import check_exposure, load_settings
 
     if hasattr(signal, "SIGHUP"):
@@ -194,6 +203,7 @@ def serve(
         port=port,
         workers=workers,
         log_level=log_level,
+        log_format=log_format,
         clients=clients,
         open_to_anyone=open_to_anyone,
         ledger=ledger,
@@ -207,12 +217,13 @@ def serve(
     check_exposure(settings)
     with ExitStack() as stack:
         listener = stack.enter_context(_listen(settings.host, settings.port))
+        log_config = configuration(settings.log_level, settings.log_format)
+        logging.config.dictConfig(log_config)
         gateway = load_gateway(settings, policy_found)
         url = f"http://{settings.host}:{listener.getsockname()[1]}"
-        for line in _greeting(url, settings, gateway):
-            print(line, file=sys.stderr)
+        _greet(_greeting(url, settings, gateway), settings.log_format)
         config: dict[str, Any] = {
-            "log_config": _logging(settings.log_level),
+            "log_config": log_config,
             "access_log": False,
             "server_header": False,
             "ws": "none",
@@ -748,18 +759,14 @@ def _workers() -> type[Multiprocess]:
     return Workers
 
 
-def _logging(level: str) -> dict[str, Any]:
-    """One line a request, on standard error. uvicorn applies it in every process."""
-    return {
-        "version": 1,
-        "disable_existing_loggers": False,
-        "formatters": {"line": {"format": "%(asctime)s %(levelname)s %(message)s"}},
-        "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line"}},
-        "loggers": {
-            "router": {"handlers": ["stderr"], "level": level.upper(), "propagate": False},
-            "uvicorn": {"handlers": ["stderr"], "level": "WARNING", "propagate": False},
-        },
-    }
+def _greet(lines: Iterator[str], form: Format) -> None:
+    """Say to people, or to whatever reads the log, what is served."""
+    for line in lines:
+        if form == "text":
+            print(line, file=sys.stderr)
+        else:
+            text = " ".join(line.split())
+            logger.log(logging.WARNING if text.startswith("warning ") else logging.INFO, "%s", text)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ One order for all of them, the first that is there counts:
 
 1. the flag of the command,
 2. the environment variable (``ROUTER_POLICY``, ``ROUTER_BUNDLE``, ``ROUTER_HOST``, ``ROUTER_PORT``,
-   ``ROUTER_WORKERS``, ``ROUTER_LOG_LEVEL``, ``ROUTER_RELOAD_SECONDS``),
+   ``ROUTER_WORKERS``, ``ROUTER_LOG_LEVEL``, ``ROUTER_LOG_FORMAT``, ``ROUTER_RELOAD_SECONDS``),
 3. ``./router.yaml``,
 4. ``router.yaml`` in the user's configuration directory,
 5. what the package carries.
@@ -81,6 +81,7 @@ class Settings(BaseSettings):
     port: Annotated[int, Field(ge=0, le=65_535)] = 8080
     workers: Annotated[int, Field(ge=1, le=256)] = 1
     log_level: LogLevel = "info"
+    log_format: Literal["text", "json"] = "text"
     clients: Path | None = None
     open_to_anyone: bool = False
     ledger: str | None = None

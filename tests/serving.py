@@ -25,6 +25,7 @@ class Serving:
     """A server that runs; ``lines`` is what it has said so far on standard error."""
 
     process: subprocess.Popen[str]
+    reader: threading.Thread = field(default_factory=threading.Thread)
     url: str = ""
     lines: list[str] = field(default_factory=list)
 
@@ -40,10 +41,18 @@ class Serving:
         lines = self.get("/metrics").text.splitlines()
         return sum(float(line.split()[-1]) for line in lines if line.startswith(sample))
 
+    def wait_for(self, words: str) -> None:
+        """Until it has said so."""
+        deadline = time.monotonic() + 30
+        while not any(words in line for line in list(self.lines)):
+            assert time.monotonic() < deadline, self.lines
+            time.sleep(0.02)
+
     def stop(self) -> None:
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGINT)
         self.process.wait(30)
+        self.reader.join(30)
 
 
 @contextmanager
@@ -67,8 +76,8 @@ def serving(folder: Path, *arguments: str, environment: Mapping[str, str] = {}) 
         for line in process.stderr:
             server.lines.append(line.rstrip("\n"))
 
-    reader = threading.Thread(target=read)
-    reader.start()
+    server.reader = threading.Thread(target=read)
+    server.reader.start()
     try:
         server.url = _until_ready(server)
         yield server
@@ -77,7 +86,7 @@ def serving(folder: Path, *arguments: str, environment: Mapping[str, str] = {}) 
         with suppress(ProcessLookupError):  # its workers too
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-        reader.join()
+        server.reader.join()
         process.stderr.close()
 
 
