@@ -13,7 +13,7 @@ NODE := .clients-node
 PIP_FLAGS := --disable-pip-version-check --quiet --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help run demo test check test-encoders test-wheel test-schemathesis test-clients soak bench-gateway bench-ledger study-sessions peers benchmark clean
+.PHONY: help run demo test check test-encoders test-wheel test-image test-schemathesis test-clients soak bench-gateway bench-ledger study-sessions study-replicas peers benchmark clean
 
 help:  ## what can be made
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -115,6 +115,9 @@ test-encoders: $(ENCODERS)/ready  ## the encoder beside sentence-transformers; a
 test-wheel: $(VENV)/dev  ## the wheel, alone in an empty environment: it predicts and serves
 	$(BIN)/python tests/wheel_alone.py
 
+test-image: $(VENV)/dev  ## what the Dockerfile says, done without an engine (minutes)
+	$(BIN)/python tests/image_alone.py
+
 test-schemathesis: $(VENV)/dev $(FUZZ)/ready  ## requests made from /openapi.json find no server error (minutes)
 	$(BIN)/python tests/fuzz_openapi.py --schemathesis $(FUZZ)/bin/schemathesis
 
@@ -132,6 +135,9 @@ bench-gateway: $(VENV)/dev $(PROXY)/ready  ## beside the LiteLLM proxy: latency 
 
 study-sessions: $(VENV)/dev  ## when a session leaves a warm prompt cache: by families of made-up agents (minutes)
 	$(BIN)/python tests/study_sessions.py
+
+study-replicas: $(VENV)/dev  ## two servers on one PostgreSQL, one killed, the database restarted, beside the provider's own count (an hour)
+	$(BIN)/python tests/study_replicas.py --out tests/STUDY_REPLICAS.md
 
 peers: $(PEERS)/ready  ## the environment of routers to measure beside ours (minutes)
 

@@ -193,7 +193,7 @@ class Gateway:
             await self.dispatcher.close()
         finally:
             if self.shared is not None:
-                await self.shared.close()
+                await asyncio.to_thread(self.shared.close)
             if self.ledger is not None:
                 await asyncio.to_thread(self.ledger.close)
             self.metrics.sample()  # what was written last, for the workers that are left

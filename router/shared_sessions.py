@@ -1,8 +1,9 @@
 """Sessions that several servers share, in Redis or PostgreSQL: whoever answers the next request knows of the ones before.
 
 Each server decides by a memory of its own (:class:`router.sessions.SessionStore`). Before a decision the session is fetched
-into it, and after the request written back: a round trip each, no text, a few hundred bytes. While the store is away each
-server goes on with what it remembers. Of two requests of one session at the same time, the last to be written counts.
+into it, and after the request written back: no text, a few hundred bytes. One thread speaks to the store, and what comes while
+it is at it goes together in the next round trip. While the store is away each server goes on with what it remembers.
+Of two requests of one session at the same time, the last to be written counts.
 
 Times are kept as ages, and how long ago a session was written is told by the store: the servers' clocks may differ.
 """
@@ -12,49 +13,61 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import Coroutine
+import threading
+import time
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import fields
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 from urllib.parse import urlsplit
 
 from router.errors import UsageError
 from router.sessions import FORGET_SECONDS, Cache, Session, SessionStore
 
 if TYPE_CHECKING:
-    from psycopg import AsyncConnection
+    from psycopg import Connection
 
     from router.metrics import Metrics
 
 logger = logging.getLogger("router")
 
-T = TypeVar("T")
-
-# Of one round trip. A busy event loop alone takes a tenth of it.
+# A request waits for the store no longer than this.
 _TIMEOUT = 0.5
 _PAUSE = 1.0  # between two looks at a store that is away
 # Sessions of the local memory that are younger than the store's by more than this were not written there.
 _SAME = 1.0
-_CONNECTIONS = 8
+_MOST_AT_ONCE = 500
 _PREFIX = "router:session:1:"  # the number changes with what is written there
 _SESSION = frozenset(field.name for field in fields(Session))
 
+Found = tuple[str, float]  # what was written, and how many seconds ago
+
 
 class Place(Protocol):
-    """Where sessions are kept; raises whatever its driver does."""
+    """Where sessions are kept; used by one thread. Connects by itself, and raises whatever its driver does."""
 
     @property
     def shown(self) -> str:
         """For people: without a password."""
         ...
 
-    async def read(self, key: str) -> tuple[str, float] | None:
-        """What was last written, and how many seconds ago; None where that is nothing, or too long ago."""
+    def turn(self, reads: Sequence[str], writes: Mapping[str, str]) -> Mapping[str, Found]:
+        """Write, and then read: what was last written under these keys, where that was not too long ago."""
         ...
 
-    async def write(self, key: str, state: str) -> None: ...
+    def close(self) -> None: ...
 
-    async def close(self) -> None: ...
+
+@dataclass(slots=True, eq=False)
+class _Asked:
+    """A request that waits: to read a session, or to write one."""
+
+    key: str
+    state: str | None
+    loop: asyncio.AbstractEventLoop
+    done: asyncio.Future[None]
+    answered: bool = False
+    found: Found | None = None
 
 
 class SharedSessions(SessionStore):
@@ -65,7 +78,7 @@ class SharedSessions(SessionStore):
     place : Place
     metrics : Metrics
     timeout, pause : float
-        Seconds: of one round trip, and between two looks at a store that is away.
+        Seconds that a request waits, and between two looks at a store that is away.
     """
 
     def __init__(
@@ -76,25 +89,25 @@ class SharedSessions(SessionStore):
         self._metrics = metrics
         self._timeout = timeout
         self._pause = pause
-        self._looking: asyncio.Task[None] | None = None
+        self.away = False  # the store did not answer, and has not since: nobody waits for it
+        self._queue: list[_Asked] = []
+        self._since: float | None = None  # when the turn under way began
+        self._closing = False
+        self._changed = threading.Condition()
+        self._thread: threading.Thread | None = None
 
     @property
     def shown(self) -> str:
         """The store's address, for people."""
         return self._place.shown
 
-    @property
-    def away(self) -> bool:
-        """The store did not answer, and has not since: nobody waits for it."""
-        return self._looking is not None
-
     async def look(self) -> None:
         """Find out whether the store answers, and say so where it does not."""
-        await self._try("read", self._place.read(""))
+        await self._ask("", None)
 
     async def fetch(self, key: str, now: float) -> None:
         """Bring what is known here of a session up to date; ``now`` in this process's monotonic seconds."""
-        found = await self._try("read", self._place.read(key))
+        found = await self._ask(key, None)
         if found is None:
             return
         state, age = found
@@ -106,64 +119,102 @@ class SharedSessions(SessionStore):
         """Let the other servers know what is known here of a session."""
         session = self.get(key, now)
         if session is not None:
-            await self._try("write", self._place.write(key, encoded(session, now)))
+            await self._ask(key, encoded(session, now))
 
-    async def close(self) -> None:
-        if self._looking is not None:
-            self._looking.cancel()
-        with suppress(Exception):
-            async with asyncio.timeout(self._timeout):
-                await self._place.close()
+    def close(self) -> None:
+        """End the thread, which has nothing to keep; blocks."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify()
+        if self._thread is not None:
+            self._thread.join(2 * self._timeout)
 
-    async def _try(self, what: Literal["read", "write"], work: Coroutine[Any, Any, T]) -> T | None:
-        """The result; None where there is none, or none in time."""
+    async def _ask(self, key: str, state: str | None) -> Found | None:
+        """What there is, if the store says so in time."""
+        what: Literal["read", "write"] = "read" if state is None else "write"
         if self.away:
-            work.close()
             self._metrics.session_store(what, "passed")
             return None
-        # A driver that is cancelled may first ask the server to stop: it is not waited for.
-        task = asyncio.ensure_future(work)
-        task.add_done_callback(_heard)
-        await asyncio.wait((task,), timeout=self._timeout)
-        error: BaseException | None = TimeoutError(f"no answer in {self._timeout:g} s")
-        if task.done():
-            error = None if task.cancelled() else task.exception()
-        else:
-            task.cancel()
-        if error is None:
-            self._metrics.session_store(what, "ok")
-            return task.result()
-        self._metrics.session_store(what, "failed")
-        self._lost(error)
-        return None
+        loop = asyncio.get_running_loop()
+        asked = _Asked(key, state, loop, loop.create_future())
+        with self._changed:
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="sessions", daemon=True)
+                self._thread.start()
+            self._queue.append(asked)
+            self._changed.notify()
+        await asyncio.wait((asked.done,), timeout=self._timeout)
+        # A busy event loop may see the time run out before it sees the answer.
+        if not asked.answered:
+            self._metrics.session_store(what, "failed")
+            since = self._since
+            if since is not None and time.monotonic() - since >= self._timeout:
+                self._is_away(TimeoutError(f"no answer in {self._timeout:g} s"))
+            return None
+        self._metrics.session_store(what, "ok")
+        return asked.found
 
-    def _lost(self, error: BaseException) -> None:
-        if self._looking is None:
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                if not self._closing and (self.away or not self._queue):
+                    self._changed.wait(self._pause if self.away else None)
+                if self._closing:
+                    break
+                batch, self._queue = self._queue[:_MOST_AT_ONCE], self._queue[_MOST_AT_ONCE:]
+                self._since = time.monotonic()
+            try:
+                self._turn(batch)
+            except Exception as error:
+                self._is_away(error)
+            else:
+                self._is_back()
+            self._since = None
+            _tell(batch)
+        with suppress(Exception):
+            self._place.close()
+
+    def _turn(self, batch: Sequence[_Asked]) -> None:
+        reads = [one.key for one in batch if one.state is None]
+        writes = {one.key: one.state for one in batch if one.state is not None}
+        found = self._place.turn(reads, writes)
+        for one in batch:
+            one.found = found.get(one.key) if one.state is None else None
+            one.answered = True
+
+    def _is_away(self, error: Exception) -> None:
+        with self._changed:
+            first, self.away = not self.away, True
+        if first:
             logger.error(
                 "sessions: %s cannot be used: %s; each server goes on with its own until it answers",
                 self._place.shown,
                 " ".join(f"{type(error).__name__}: {error}".split())[:300],
             )
             self._metrics.session_store_away(True)
-            self._looking = asyncio.create_task(self._look())
 
-    async def _look(self) -> None:
-        """Until the store answers again."""
-        while True:
-            await asyncio.sleep(self._pause)
-            with suppress(Exception):
-                async with asyncio.timeout(self._timeout):
-                    await self._place.read("")
-                break
-        logger.info("sessions: %s answers again", self._place.shown)
-        self._metrics.session_store_away(False)
-        self._looking = None
+    def _is_back(self) -> None:
+        with self._changed:
+            first, self.away = self.away, False
+        if first:
+            logger.info("sessions: %s answers again", self._place.shown)
+            self._metrics.session_store_away(False)
 
 
-def _heard(task: asyncio.Future[Any]) -> None:
-    """So that asyncio does not report the error of a task that nobody waited for."""
-    if not task.cancelled():
-        task.exception()
+def _tell(batch: Iterable[_Asked]) -> None:
+    """Let those go on who wait."""
+    loops: dict[asyncio.AbstractEventLoop, list[asyncio.Future[None]]] = {}
+    for one in batch:
+        loops.setdefault(one.loop, []).append(one.done)
+
+    def resolve(waiting: Iterable[asyncio.Future[None]]) -> None:
+        for done in waiting:
+            if not done.done():  # cancelled: its client is gone
+                done.set_result(None)
+
+    for loop, waiting in loops.items():
+        with suppress(RuntimeError):  # the loop was closed; nobody waits any more
+            loop.call_soon_threadsafe(resolve, waiting)
 
 
 def encoded(session: Session, now: float) -> str:
@@ -201,40 +252,39 @@ class RedisPlace:
 
     def __init__(self, url: str) -> None:
         try:
-            from redis.asyncio import BlockingConnectionPool, Redis
-            from redis.asyncio.retry import Retry
+            from redis import Redis
             from redis.backoff import NoBackoff
+            from redis.retry import Retry
         except ImportError:
             raise UsageError(
                 "Redis' driver is not installed: pip install 'llm-difficulty-router[redis]'"
             ) from None
         self.shown = shown(url)
-        pool = BlockingConnectionPool.from_url(
+        self._redis = Redis.from_url(
             url,
-            max_connections=_CONNECTIONS,
-            timeout=_TIMEOUT,
             socket_timeout=_TIMEOUT,
             socket_connect_timeout=_TIMEOUT,
-            retry=Retry(NoBackoff(), 0),
+            retry=Retry(NoBackoff(), 1),  # a connection may be stale
             decode_responses=True,
         )
-        self._redis: Redis = Redis.from_pool(pool)
         self._milliseconds = round(FORGET_SECONDS * 1e3)
 
-    async def read(self, key: str) -> tuple[str, float] | None:
-        async with self._redis.pipeline(transaction=False) as pipe:
-            pipe.get(_PREFIX + key)
-            pipe.pttl(_PREFIX + key)
-            state, left = await pipe.execute()
-        if state is None:
-            return None
-        return state, max(self._milliseconds - left, 0) / 1e3
+    def turn(self, reads: Sequence[str], writes: Mapping[str, str]) -> Mapping[str, Found]:
+        with self._redis.pipeline(transaction=False) as pipe:
+            for key, state in writes.items():
+                pipe.set(_PREFIX + key, state, px=self._milliseconds)
+            for key in reads:
+                pipe.get(_PREFIX + key)
+                pipe.pttl(_PREFIX + key)
+            answers = pipe.execute()[len(writes) :]
+        return {
+            key: (state, max(self._milliseconds - left, 0) / 1e3)
+            for key, state, left in zip(reads, answers[::2], answers[1::2], strict=True)
+            if state is not None
+        }
 
-    async def write(self, key: str, state: str) -> None:
-        await self._redis.set(_PREFIX + key, state, px=self._milliseconds)
-
-    async def close(self) -> None:
-        await self._redis.aclose()
+    def close(self) -> None:
+        self._redis.close()
 
 
 # One transaction: servers that start together make the table one after another.
@@ -246,11 +296,11 @@ CREATE UNLOGGED TABLE IF NOT EXISTS router_sessions (
 CREATE INDEX IF NOT EXISTS router_sessions_written ON router_sessions (written)
 """
 _READ = """
-SELECT state, extract(epoch FROM clock_timestamp() - written)::float8 FROM router_sessions
-WHERE key = %s AND written > clock_timestamp() - make_interval(secs => %s)
+SELECT key, state, extract(epoch FROM clock_timestamp() - written)::float8 FROM router_sessions
+WHERE key = ANY(%s) AND written > clock_timestamp() - make_interval(secs => %s)
 """
 _WRITE = """
-INSERT INTO router_sessions VALUES (%s, %s, clock_timestamp())
+INSERT INTO router_sessions SELECT *, clock_timestamp() FROM unnest(%s::text[], %s::text[])
 ON CONFLICT (key) DO UPDATE SET state = excluded.state, written = excluded.written
 """
 _PURGE = """
@@ -259,6 +309,8 @@ DELETE FROM router_sessions WHERE key IN (
     ORDER BY written LIMIT %s FOR UPDATE SKIP LOCKED
 )
 """
+# More than that many writes can have made.
+_PURGE_EVERY, _PURGE_ROWS = 500, 1_000
 # Unless the URL says otherwise.
 _CONNECTION: dict[str, Any] = {
     "connect_timeout": 3,
@@ -266,8 +318,6 @@ _CONNECTION: dict[str, Any] = {
     "keepalives_idle": 10,
     "application_name": "router-sessions",
 }
-# More than that many writes can have made.
-_PURGE_EVERY, _PURGE_ROWS = 500, 1_000
 
 
 class PostgresPlace:
@@ -292,46 +342,48 @@ class PostgresPlace:
         except psycopg.ProgrammingError:
             raise UsageError("--session-store: the URL cannot be read") from None
         self._conninfo = psycopg.conninfo.make_conninfo(**(_CONNECTION | given))
-        # Several, since each is busy for as long as the event loop is.
-        self._places = asyncio.Semaphore(_CONNECTIONS)
-        self._idle: list[AsyncConnection[Any]] = []
-        self._made = False
+        self._connection: Connection[Any] | None = None
         self._writes = 0
 
-    async def read(self, key: str) -> tuple[str, float] | None:
-        row = await self._run(_READ, key, FORGET_SECONDS)
-        return None if row is None else (row[0], max(row[1], 0.0))
-
-    async def write(self, key: str, state: str) -> None:
-        await self._run(_WRITE, key, state)
-        self._writes += 1
-        if self._writes % _PURGE_EVERY == 0:
-            await self._run(_PURGE, FORGET_SECONDS, _PURGE_ROWS)
-
-    async def close(self) -> None:
-        while self._idle:
-            await self._idle.pop().close()
-
-    async def _run(self, query: str, *values: Any) -> tuple[Any, ...] | None:
-        async with self._places:
-            connection = self._idle.pop() if self._idle else await self._connect()
-            try:
-                if not self._made:
-                    await connection.execute(_TABLE)
-                    self._made = True
-                cursor = await connection.execute(query, values)
-                row = await cursor.fetchone() if cursor.description else None
-            except BaseException:
-                await connection.close()
-                await self.close()  # the others are no better
+    def turn(self, reads: Sequence[str], writes: Mapping[str, str]) -> Mapping[str, Found]:
+        stale = self._connection is not None
+        try:
+            return self._turn(reads, writes)
+        except Exception:
+            self.close()
+            if not stale:
                 raise
-            self._idle.append(connection)
-            return row
+            return self._turn(reads, writes)
 
-    async def _connect(self) -> AsyncConnection[Any]:
-        from psycopg import AsyncConnection
+    def close(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.close()
 
-        return await AsyncConnection.connect(self._conninfo, autocommit=True)
+    def _turn(self, reads: Sequence[str], writes: Mapping[str, str]) -> Mapping[str, Found]:
+        connection = self._connection = self._connection or self._connected()
+        if writes:
+            keys = sorted(writes)  # in an order that all servers share, so that none waits in a circle
+            connection.execute(_WRITE, (keys, [writes[key] for key in keys]))
+            self._writes += len(keys)
+            if self._writes >= _PURGE_EVERY:
+                self._writes = 0
+                connection.execute(_PURGE, (FORGET_SECONDS, _PURGE_ROWS))
+        if not reads:
+            return {}
+        rows = connection.execute(_READ, (list(reads), FORGET_SECONDS))
+        return {key: (state, max(age, 0.0)) for key, state, age in rows}
+
+    def _connected(self) -> Connection[Any]:
+        from psycopg import Connection
+
+        connection = Connection.connect(self._conninfo, autocommit=True)
+        try:
+            connection.execute(_TABLE)
+        except BaseException:
+            connection.close()
+            raise
+        return connection
 
 
 def session_place(url: str) -> Place:

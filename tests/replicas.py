@@ -19,6 +19,7 @@ from running import ENVIRONMENT
 
 ROOT = Path(__file__).parent.parent
 READY_SECONDS = 180  # loading litellm takes seconds, on a busy machine many
+PLANNING = {"plan": "frontier"}
 
 
 class Replica:
@@ -88,7 +89,7 @@ class Replica:
             self.kill()
 
 
-def policy_file(path: Path, base: str, **changes: Any) -> Path:
+def policy_file(path: Path, base: str, modes: Mapping[str, str] = PLANNING, **changes: Any) -> Path:
     """A policy of two targets at a provider: planning goes to the dear one, and a session stays where it is."""
 
     def target(name: str, **prices: float) -> dict[str, Any]:
@@ -102,7 +103,7 @@ def policy_file(path: Path, base: str, **changes: Any) -> Path:
             "cheap": target("small", input=0.25, output=2, cached_read=0.025),
             "frontier": target("large", input=5, output=25, cached_read=0.5, cache_write=6.25),
         },
-        "tiers": {"auto": {"modes": {"plan": "frontier"}, "default": "cheap", "steps": [{"to": "stay"}]}},
+        "tiers": {"auto": {"modes": dict(modes), "default": "cheap", "steps": [{"to": "stay"}]}},
         "default_tier": "auto",
     }
     path.write_text(yaml.safe_dump(document | changes))
