@@ -12,7 +12,7 @@ from router.content import Content, KnownContent
 from router.decision import Decision, RequestFacts
 from router.entry import Entry, NanoPrices
 from router.failover import Attempt
-from router.policy import Policy, Prices, Target, printable
+from router.policy import Policy, Prices, Problem, Target, policy_error, printable
 from router.upstream import Usage
 
 FEATURE_HEADER = "x-router-feature"
@@ -93,8 +93,8 @@ def entry_of(
     billed = [one for one in attempts if one.outcome in paid or one.usage is not None or one.size]
     last = billed[-1] if billed else None
     usage, estimated = _usage(last, content)
-    target = policy.targets[decision.target] if attempts else None
-    prices = None if target is None else _prices(target)
+    target = policy.targets[decision.target]
+    prices = _prices(target)
     earlier = [_cost(attempt, content, policy) for attempt in billed[:-1]]
     earlier_cost = sum(cost for _, cost in earlier)
     strongest, strongest_cost = _strongest(policy, usage)
@@ -113,8 +113,8 @@ def entry_of(
         threshold=decision.threshold,
         policy=versions[0],
         bundle=versions[1],
-        target=decision.target if attempts else None,
-        model=decision.model if attempts else None,
+        target=decision.target,
+        model=decision.model,
         provider=_provider(target),
         input_tokens=usage.input,
         cached_read_tokens=usage.cached,
@@ -140,9 +140,15 @@ def entry_of(
     )
 
 
-def unpriced(policy: Policy) -> list[str]:
-    """Targets whose requests would seem to cost nothing."""
-    return [name for name, target in policy.targets.items() if _prices(target) is None]
+def check_priced(policy: Policy) -> None:
+    """Raise :class:`PolicyError` where a target has no prices: in the ledger its requests would seem to cost nothing."""
+    problems = [
+        Problem(("targets", name, "prices"), "missing; the ledger counts what requests cost")
+        for name, target in policy.targets.items()
+        if _prices(target) is None
+    ]
+    if problems:
+        raise policy_error(problems)
 
 
 def _usage(attempt: Attempt | None, content: Content | KnownContent) -> tuple[Usage, bool]:
@@ -183,9 +189,7 @@ def _prices(target: Target) -> NanoPrices | None:
 _nano_prices = lru_cache(maxsize=1024)(NanoPrices.of)
 
 
-def _provider(target: Target | None) -> str | None:
-    if target is None:
-        return None
+def _provider(target: Target) -> str:
     return "echo" if target.echo else target.model.partition("/")[0]
 
 

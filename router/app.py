@@ -32,7 +32,7 @@ from router.dialects.messages import COUNT_PATH
 from router.dispatch import Answer, Destination, Stream
 from router.entry import now
 from router.errors import LedgerError, RequestError, RouterError, UpstreamError, UsageError
-from router.escalation import Held, fault_of, gist_of_answer, gist_of_events, hold
+from router.escalation import Held, fault_of, gist_of_answer, gist_of_events
 from router.failover import Attempt, Sent
 from router.features import Prompt
 from router.gateway import Gateway, load_gateway
@@ -268,7 +268,7 @@ class Exchange:
 
     def _left(self) -> None:
         """Nobody waits for the answer any longer; what the last call took is an estimate."""
-        if self.attempts and self.attempts[-1].usage is None:
+        if self.attempts and self.attempts[-1].usage is None and not self.attempts[-1].size:
             self.used(self.attempts[-1], None, size=0)
 
     def _error(self, error: Exception, status: int) -> Response:
@@ -366,8 +366,25 @@ class Exchange:
         self.used(sent.attempt, answer.usage, size=size)
         return answer
 
-    def used(self, attempt: Attempt, usage: Usage | None, *, size: float) -> None:
-        """Count what an answer took; ``size`` is about how many tokens it has, where the provider does not say."""
+    async def hold(self, stream: Stream) -> Held:
+        """Read a stream to its end; what it took is counted where it does not come there. Raises what ``Held.fill`` does."""
+        held = Held(stream)
+        try:
+            await held.fill()
+        except BaseException:  # it broke off, was too late, or the client left
+            self.used(self.attempts[-1], held.usage, size=len(held.events), broken=True)
+            raise
+        return held
+
+    def used(self, attempt: Attempt, usage: Usage | None, *, size: float, broken: bool = False) -> None:
+        """Count what an answer took.
+
+        ``size`` is about how many tokens it has, where the provider does not say; ``broken``, that it is not complete.
+        """
+        if usage is not None and broken and size > usage.output:
+            # Anthropic's streams begin with a usage, of one token of output.
+            usage = replace(usage, output=math.ceil(size))
+            attempt.estimated = True
         attempt.usage, attempt.size = usage, size
         target = self.in_force.policy.targets[attempt.target]
         self.gateway.metrics.used(attempt.target, usage, target.prices)
@@ -526,7 +543,7 @@ class EventStream(Response):
         self._sent = sent  # None where the stream is complete, and counted
         self._exchange = exchange
         self._events = 0
-        self._settled = False
+        self._ended = False  # the client has the last event
         # Proxies must not hold chunks back.
         headers = {
             "content-type": "text/event-stream",
@@ -536,12 +553,14 @@ class EventStream(Response):
         self.init_headers(headers | exchange.headers())
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        status = self.status_code
+        status, complete = self.status_code, False
         try:
             await send({"type": "http.response.start", "status": status, "headers": self.raw_headers})
-            await unless_gone(receive, self._send_all(send))
+            await unless_gone(receive, self._send_events(send))
+            complete = True
         except ClientDisconnect:
-            status = CLIENT_GONE
+            # Clients may leave as soon as they have the last event: then they have everything.
+            status = status if self._ended else CLIENT_GONE
         except asyncio.CancelledError:  # the server stops
             status = CLIENT_GONE
             raise
@@ -550,35 +569,28 @@ class EventStream(Response):
             if (error := self._stream.error) is not None:
                 status = error.status
             await self._settle(status)
+            if complete:
+                await send({"type": "http.response.body", "body": b"", "more_body": False})
             self._exchange.finish(status)
 
-    async def _send_all(self, send: Send) -> None:
+    async def _send_events(self, send: Send) -> None:
         async for event in self._stream:
             if not self._events:
                 self._exchange.first_seconds = time.perf_counter() - self._exchange.started
             self._events += 1
             await send({"type": "http.response.body", "body": event, "more_body": True})
-        await self._settle(self.status_code if self._stream.error is None else self._stream.error.status)
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
+            self._ended = self._exchange.dialect.ends(event)
 
     async def _settle(self, status: int) -> None:
         """Count and record what the answer took; before it ends, so that a strict ledger has it by then."""
-        if self._settled:
-            return
-        self._settled = True
         error = self._stream.error
         if error is not None:
             self._exchange.error = error.code or error.type or "upstream_error"
         if self._sent is not None:
             self._sent.stay.end(error, outcome="gone" if status == CLIENT_GONE else "ok")
-            usage = self._stream.usage
             broken = error is not None or status == CLIENT_GONE
-            if usage is not None and broken and self._events > usage.output:
-                # Anthropic's streams begin with a usage, of one token of output.
-                usage = replace(usage, output=self._events)
-                self._sent.attempt.estimated = True
             # About a token an event.
-            self._exchange.used(self._sent.attempt, usage, size=self._events)
+            self._exchange.used(self._sent.attempt, self._stream.usage, size=self._events, broken=broken)
         await self._exchange.remember(status)
         try:
             await self._exchange.record(status, streamed=True)
@@ -636,7 +648,7 @@ async def _answer(exchange: Exchange, inbound: Inbound, content: Content | Known
         if not inbound.stream:
             return await dispatcher.complete(to, inbound)
         stream = await dispatcher.stream(to, inbound)
-        return await hold(stream) if held else stream
+        return await exchange.hold(stream) if held else stream
 
     def able(name: str) -> bool:
         return content is None or lacks(policy.targets[name], content.needs) is None

@@ -90,7 +90,7 @@ class Entry:
     tier, mode, feature, dialect, reason, score, threshold, bundle, policy
         The decision and what it was for; ``bundle`` and ``policy`` are the versions in force.
     target, model, provider : str or None
-        Who answered; None where nobody was asked.
+        Who answered; where nobody did, who was decided on.
     input_tokens, output_tokens : int
         As the provider counted them at the target that answered.
     cached_read_tokens, cache_write_tokens : int

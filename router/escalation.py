@@ -54,13 +54,33 @@ class Gist:
 
 
 class Held:
-    """A stream that was read to its end before a byte of it went out; iterates as a :class:`Stream` does."""
+    """A stream that is read to its end before a byte of it goes out; iterates as a :class:`Stream` does."""
 
     error: UpstreamError | None = None
 
-    def __init__(self, events: Sequence[bytes], usage: Usage | None) -> None:
-        self.events = events
-        self.usage = usage
+    def __init__(self, stream: Stream) -> None:
+        self._stream = stream
+        self.events: list[bytes] = []
+
+    @property
+    def usage(self) -> Usage | None:
+        return self._stream.usage
+
+    async def fill(self) -> None:
+        """Read the stream to its end.
+
+        Raises
+        ------
+        UpstreamError
+            It broke off: still before the first byte went out, so another target may be asked.
+        """
+        try:
+            async for event in self._stream:
+                self.events.append(event)
+        finally:
+            await self._stream.aclose()
+        if self._stream.error is not None:
+            raise self._stream.error
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         for event in self.events:
@@ -68,23 +88,6 @@ class Held:
 
     async def aclose(self) -> None:
         """Nothing is open."""
-
-
-async def hold(stream: Stream) -> Held:
-    """Read a stream to its end.
-
-    Raises
-    ------
-    UpstreamError
-        It broke off: still before the first byte went out, so another target may be asked.
-    """
-    try:
-        events = [event async for event in stream]
-    finally:
-        await stream.aclose()
-    if stream.error is not None:
-        raise stream.error
-    return Held(events, stream.usage)
 
 
 def fault_of(gist: Gist, asked: Mapping[str, Any], faults: Collection[Fault]) -> Fault | None:

@@ -309,16 +309,17 @@ class Failover:
     ) -> Sent[T]:
         """One target, with its retries; raises what :meth:`send` does."""
         target = to.target
-        deadline = self._clock() + target.timeout
+        left = target.timeout  # seconds; while it waits for a place the provider has nothing to answer
         retries = 0 if once else target.retries
         for retry in range(retries + 1):
             attempt = Attempt(to.name)
             stay = await self._enter(place, to, attempt)
+            entered = self._clock()
             # Before the call: one that is cancelled has reached the provider too.
             attempts.append(attempt)
             with _ended_if_raised(stay):
                 try:
-                    async with asyncio.timeout(max(deadline - self._clock(), 0)):
+                    async with asyncio.timeout(max(left, 0)):
                         answer = await call(to)
                 except TimeoutError:
                     error = late(target)
@@ -334,8 +335,10 @@ class Failover:
                 if outcome_of(error) not in ("refused", "too_long"):
                     self.failed(place, to, error)
             wait = self._wait(error, retry)
-            if retry == retries or wait is None or self._clock() + wait >= deadline:
+            left -= self._clock() - entered
+            if retry == retries or wait is None or wait >= left:
                 raise error
+            left -= wait
             await self._sleep(wait)
         raise AssertionError("unreachable")
 

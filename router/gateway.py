@@ -16,7 +16,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Protocol
 
-from router.accounting import unpriced
+from router.accounting import check_priced
 from router.clients import ClientKeys
 from router.decision import Decision, RequestFacts, decide, needs_prediction
 from router.dispatch import Destination, Dispatcher, destination, scrubber
@@ -38,8 +38,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger("router")
 
 NOT_CAPTURED = "the policy has prompts captured, but no ledger is kept (--ledger): none is"
-
-_UNPRICED = "targets.{}.prices is missing: the ledger counts what requests cost"
 
 
 class BundleFacts(Protocol):
@@ -150,12 +148,9 @@ class Gateway:
         self._executor = ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="predict")
 
     def bind(self, policy: Policy, predictor: PromptPredictor | None) -> InForce:
-        """What would be in force with these; :class:`PolicyError` where it cannot be.
-
-        With a ledger every target needs prices: a request without would seem to be free.
-        """
-        if self.ledger is not None and (names := unpriced(policy)):
-            raise PolicyError(_UNPRICED.format(names[0]))
+        """What would be in force with these; :class:`PolicyError` where it cannot be: with a ledger every target needs prices."""
+        if self.ledger is not None:
+            check_priced(policy)
         return InForce(policy, predictor, self.environment)
 
     def put_in_force(self, in_force: InForce) -> None:
@@ -216,33 +211,37 @@ def load_gateway(settings: Settings, policy: Policy) -> Gateway:
     from router.live import Live
 
     place = None if settings.session_store is None else session_place(settings.session_store)
-    ledger = _ledger(settings, policy)
+    ledger = _ledger(settings)
     source = policy_source(settings)
     bundle = settings.bundle or default_bundle_dir()
+
+    def made(policy: Policy) -> Gateway:
+        predictor = _predictor(settings, policy, bundle)
+        return Gateway(policy, predictor, clients=clients, ledger=ledger, place=place)
+
     try:
-        gateway = Gateway(
-            policy, _predictor(settings, policy, bundle), clients=clients, ledger=ledger, place=place
-        )
-    except PolicyError as error:
-        kept = source.kept()
-        if kept is None:
-            raise
-        logger.warning("%s: %s; the policy that was last in force is taken instead", source.shown, error)
-        policy = kept
-        gateway = Gateway(
-            policy, _predictor(settings, policy, bundle), clients=clients, ledger=ledger, place=place
-        )
+        try:
+            gateway = made(policy)
+        except PolicyError as error:
+            kept = source.kept()
+            if kept is None:
+                raise
+            logger.warning("%s: %s; the policy that was last in force is taken instead", source.shown, error)
+            policy = kept
+            gateway = made(policy)
+    except BaseException:
+        if ledger is not None:
+            ledger.close()
+        raise
     gateway.live = Live(gateway, policy, source, bundle, settings.bundle_seconds)
     return gateway
 
 
-def _ledger(settings: Settings, policy: Policy) -> Ledger | None:
+def _ledger(settings: Settings) -> Ledger | None:
     if settings.ledger is None:
         return None
     from router.ledger import Ledger
 
-    if names := unpriced(policy):
-        raise PolicyError(f"{settings.policy}: {_UNPRICED.format(names[0])}")
     return Ledger(settings.ledger, durability=settings.ledger_durability).open()
 
 

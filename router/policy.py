@@ -520,7 +520,7 @@ class Policy(_Section):
             except _Misfit as misfit:
                 problems.append(misfit.problem)
         if problems:
-            raise _policy_error(problems)
+            raise policy_error(problems)
         return self.model_copy(update={"tiers": tiers})
 
     def find(self, model: str) -> Address | None:
@@ -646,9 +646,10 @@ class _Misfit(Exception):
         self.problem = Problem(where, what)
 
 
-def _policy_error(
+def policy_error(
     problems: Sequence[Problem], path: Path | str = "", lines: Mapping[Loc, int] | None = None
 ) -> PolicyError:
+    """The error that tells the first of some problems, and holds them all."""
     first = _placed(problems[0], path, lines or {}) if path else str(problems[0])
     more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
     return PolicyError(f"{first}{more}", tuple(problems))
@@ -784,10 +785,10 @@ def parse_policy(content: bytes, path: Path | str) -> Policy:
         policy = Policy.model_validate(document)
     except ValidationError as error:
         problems += [Problem(tuple(item["loc"]), _words(item)) for item in error.errors(include_url=False)]
-        raise _policy_error(problems, path, lines) from None
+        raise policy_error(problems, path, lines) from None
     problems += [Problem(where, what) for where, what in _wrong_references(policy)]
     if problems:
-        raise _policy_error(problems, path, lines)
+        raise policy_error(problems, path, lines)
     return policy
 
 

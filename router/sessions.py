@@ -391,8 +391,6 @@ def keep_or_switch(
         return Weighing(True, "other_context")
     # A context may be shorter than what was cached by a little.
     incumbent_warm = min(session.cached(session.incumbent, now, rule), context)
-    if not incumbent_warm:
-        return Weighing(True, "cold")
     candidate_warm = min(session.cached(candidate, now, rule), context)
 
     sent = session.requests
@@ -410,6 +408,9 @@ def keep_or_switch(
         of_dearer = gain if dearer else -gain
         share, _ = _share(session.hard_share, session.weight, of_dearer, rule)
         gained = rule.quality_dollars * _gained(gain, dearer, share, rule)
+    # A dearer candidate whose quality nobody pays for is not for free with a cold cache either.
+    if not incumbent_warm and (gained > 0 or not dearer):
+        return Weighing(True, "cold")
 
     ahead = _Ahead(remaining, context + new * (remaining + 1) / 2, new, output, share * rule.quality_dollars)
     if dearer:

@@ -225,6 +225,8 @@ async def _message_events(message: dict[str, Any], model: str) -> AsyncIterator[
     delta = {"stop_reason": message["stop_reason"], "stop_sequence": None}
     yield named({"type": "message_delta", "delta": delta, "usage": {"output_tokens": 3}})
     yield named({"type": "message_stop"})
+    if model == "lingers":
+        await asyncio.sleep(0.5)
 
 
 def _pieces(block: dict[str, Any]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
@@ -304,6 +306,8 @@ async def _response_events(response: dict[str, Any], model: str) -> AsyncIterato
         if model == "drops-midway" and number == 4:
             raise ConnectionResetError
         yield named(event | {"sequence_number": number})
+    if model == "lingers":
+        await asyncio.sleep(0.5)
 
 
 def named(data: dict[str, Any]) -> bytes:

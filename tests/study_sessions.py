@@ -306,6 +306,11 @@ def main() -> None:
         print(
             f"| a missed step costs ${price:.2f}, the rule still believes ${MISSED_DOLLARS:.2f} | {over(lines, price)} |"
         )
+    for price in (0.0, 0.25, 1.0):
+        told = rule.model_copy(update={"quality_dollars": price})
+        others = measure(options.sessions, told, first_seed=options.first_seed)
+        cost = f"a missed step costs ${price:.2f}" if price else "a missed step costs nothing: the bill alone"
+        print(f"| {cost}, and the rule is told so | {over(others, price)} |", flush=True)
     for threshold in (0.2, 0.4):
         others = measure(options.sessions, rule, threshold=threshold, first_seed=options.first_seed)
         print(f"| threshold {threshold} | {over(others)} |", flush=True)

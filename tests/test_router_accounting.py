@@ -5,10 +5,11 @@ from typing import Any
 
 import pytest
 
-from router.accounting import Ended, entry_of, unpriced
+from router.accounting import Ended, check_priced, entry_of
 from router.content import Content
 from router.decision import Decision, RequestFacts
 from router.entry import Entry
+from router.errors import PolicyError
 from router.failover import Attempt
 from router.policy import Policy
 from router.upstream import Usage
@@ -84,13 +85,14 @@ def test_an_answer_that_nobody_counted_is_estimated(outcome: Any) -> None:
     assert row.cost == row.input_tokens * 1000 + 13 * 4000
 
 
-def test_where_nobody_was_asked_there_is_no_target() -> None:
+def test_where_nobody_was_asked_the_target_is_the_one_that_was_decided_on() -> None:
     row = entry(DECISION, ended=replace(ENDED, status=401, error="provider_key_missing"))
-    assert (row.target, row.model, row.provider, row.cost) == (None, None, None, 0)
+    assert (row.target, row.provider, row.cost, row.input_tokens) == ("cheap", "openai", 0, 0)
 
 
 def test_targets_without_prices() -> None:
-    assert unpriced(POLICY) == ["unpriced"]
+    with pytest.raises(PolicyError, match=r"^targets\.unpriced\.prices: missing; the ledger counts"):
+        check_priced(POLICY)
     assert entry(replace(DECISION, target="free"), Attempt("free", "ok", Usage(10, 10))).cost == 0
     assert entry(replace(DECISION, target="unpriced"), Attempt("unpriced", "ok", Usage(10, 10))).cost is None
 

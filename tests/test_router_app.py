@@ -1,13 +1,15 @@
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import re
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import httpx
 import numpy as np
@@ -15,7 +17,9 @@ import pytest
 from running import ENVIRONMENT, Running, WordPredictor, policy, running
 from starlette.routing import Route
 
-from router.app import create_app
+from router.app import EventStream, create_app
+from router.dialects import CHAT as CHAT_DIALECT
+from router.dialects import MESSAGES, RESPONSES
 from router.errors import PolicyError
 from router.features import prompt_from_text
 from router.gateway import Gateway
@@ -696,3 +700,74 @@ def test_a_session_stays_with_the_target_that_has_it_in_its_cache() -> None:
 
 def test_a_field_of_another_dialect_does_not_matter_to_a_decision(http: httpx.Client) -> None:
     assert http.post("/v1/route", json={"prompt": "an easy question", "input": [1]}).status_code == 200
+
+
+class Waits:
+    """A stream whose provider has sent these events, and has not ended."""
+
+    error = usage = None
+
+    def __init__(self, *events: bytes) -> None:
+        self._events = events
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        for event in self._events:
+            yield event
+        await asyncio.sleep(30)
+
+    async def aclose(self) -> None:
+        """Nothing is open."""
+
+
+STOP = b'event: message_stop\ndata: {"type":"message_stop"}\n\n'
+DELTA = b'event: content_block_delta\ndata: {"delta":"event: message_stop"}\n\n'
+
+
+@pytest.mark.parametrize(
+    ("dialect", "events", "status"),
+    [
+        (CHAT_DIALECT, [b'data: {"choices":[]}\n\n', b"data: [DONE]\n\n"], 200),
+        (CHAT_DIALECT, [b'data: {"content":"data: [DONE]"}\n\n'], 499),
+        (MESSAGES, [DELTA, STOP], 200),
+        (MESSAGES, [DELTA + STOP], 200),
+        (MESSAGES, [DELTA], 499),
+        (RESPONSES, [b"event: response.completed\ndata: {}\n\n"], 200),
+        (RESPONSES, [b"event: response.incomplete\ndata: {}\n\n"], 200),
+        (RESPONSES, [b"event: response.created\ndata: {}\n\n"], 499),
+    ],
+)
+def test_who_leaves_after_the_last_event_is_not_counted_as_gone(
+    dialect: Any, events: list[bytes], status: int
+) -> None:
+    finished: list[int] = []
+    recorded: list[int] = []
+
+    async def record(status: int, *, streamed: bool) -> None:
+        await asyncio.sleep(0)  # a strict ledger's disk
+        recorded.append(status)
+
+    async def remember(status: int) -> None:
+        await asyncio.sleep(0)
+
+    exchange = SimpleNamespace(
+        dialect=dialect, headers=dict, started=0.0, finish=finished.append, record=record, remember=remember
+    )
+
+    async def left() -> None:
+        sent = asyncio.Event()
+        seen = 0
+
+        async def send(message: Any) -> None:
+            nonlocal seen
+            seen += bool(message.get("body"))
+            if seen == len(events):
+                sent.set()
+
+        async def receive() -> Any:
+            await sent.wait()
+            return {"type": "http.disconnect"}
+
+        await EventStream(cast(Any, Waits(*events)), None, cast(Any, exchange))({}, receive, send)
+
+    asyncio.run(left())
+    assert (finished, recorded) == ([status], [status])

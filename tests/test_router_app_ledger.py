@@ -45,9 +45,14 @@ def policy(base: str, **changes: Any) -> Policy:
             "midway": target("fails-midway", SMALL),
             "endless": target("endless", SMALL),
             "slow": target("hang", SMALL),
+            "breaks": target("fails-midway", SMALL, fallbacks=["frontier"]),
+            "lingers": target("", SMALL, model="anthropic/lingers", api_base=base.removesuffix("/v1")),
+            "lingers-too": target("lingers", SMALL, speaks=["responses"]),
+            "own": target("small", SMALL, api_key_env=None, api_key_header="x-own-key"),
         },
         "tiers": {
-            "auto": {"predict": {"weak": "cheap", "strong": "frontier"}, "modes": {"plan": "frontier"}}
+            "auto": {"predict": {"weak": "cheap", "strong": "frontier"}, "modes": {"plan": "frontier"}},
+            "held-midway": {"default": "breaks", "escalate": {"to": "frontier", "buffer_streams": True}},
         },
         "default_tier": "auto",
     }
@@ -197,6 +202,39 @@ def test_a_client_that_goes_away_before_the_answer_is_counted_too(server: Served
     assert row["cost"] > 0
 
 
+@pytest.mark.parametrize("path", ["/v1/messages", "/v1/responses"])
+def test_a_client_that_leaves_with_the_last_event_has_everything(server: Served, path: str) -> None:
+    before = len(server.rows())
+    asked = {**body(), "max_tokens": 20} if path == "/v1/messages" else {"input": "an easy question"}
+    model = "lingers" if path == "/v1/messages" else "lingers-too"
+    with server.http.stream("POST", path, json={**asked, "model": model, "stream": True}) as answer:
+        for line in answer.iter_lines():
+            if line in ("event: message_stop", "event: response.completed"):
+                break
+        # The provider has not ended its body yet.
+    row = server.last(before + 1)
+    assert (row["status"], row["cancelled"], row["error"], row["usage_estimated"]) == (200, 0, None, 0)
+    assert row["output_tokens"] == 3
+
+
+def test_a_held_stream_that_breaks_is_paid_for(server: Served) -> None:
+    with server.http.stream("POST", CHAT, json=body(stream=True, model="held-midway")) as answer:
+        assert "[DONE]" in "".join(answer.iter_text())
+        assert answer.headers["x-router-target"] == "frontier"
+    row = server.rows()[-1]
+    assert (row["target"], row["reason"], row["fallbacks"]) == ("frontier", "fallback", 1)
+    # Three events came of the first, about a token each: they and the request are what its provider charges for.
+    assert row["earlier_tokens"] > 3
+    assert row["earlier_cost"] == (row["earlier_tokens"] - 3) * 1000 + 3 * 4000
+
+
+def test_a_key_that_the_client_did_not_send_leaves_the_target(server: Served) -> None:
+    assert server.http.post(CHAT, json=body(model="own")).status_code == 401
+    row = server.rows()[-1]
+    assert (row["target"], row["model"], row["provider"]) == ("own", "openai/small", "openai")
+    assert (row["status"], row["error"], row["cost"]) == (401, "provider_key_missing", 0)
+
+
 def test_fallbacks_and_failures_are_told(server: Served) -> None:
     server.http.post(CHAT, json=body(model="broken")).raise_for_status()
     row = server.rows()[-1]
@@ -259,7 +297,7 @@ def test_a_target_without_prices_is_refused(tmp_path: Path) -> None:
     own = own.model_copy(update={"targets": {**own.targets, "cheap": free}})
     with (
         Ledger(str(tmp_path / "ledger.db")) as ledger,
-        pytest.raises(PolicyError, match=r"targets\.cheap\.prices is missing"),
+        pytest.raises(PolicyError, match=r"targets\.cheap\.prices: missing"),
     ):
         Gateway(own, WordPredictor(), {}, ledger=ledger)
 

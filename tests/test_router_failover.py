@@ -525,3 +525,45 @@ def test_a_bug_frees_the_place() -> None:
         assert (await played.send("a")).to.name == "a"
 
     run(work)
+
+
+def test_waiting_for_a_place_is_not_the_target_s_time() -> None:
+    played = Played(a={"max_concurrency": 1, "timeout": 2, "queue_seconds": 60, "cooldown": {"failures": 1}})
+
+    async def both() -> list[str]:
+        first = await played.send("a")
+        second = asyncio.create_task(
+            played.failover.send(["a"], played.destination, slow_call, list[Attempt]())
+        )
+        await asyncio.sleep(0)
+        played.now += 30  # the first takes its time
+        first.stay.end()
+        answered = await second
+        answered.stay.end()
+        return [first.answer, answered.answer]
+
+    async def slow_call(to: Destination) -> str:
+        await asyncio.sleep(0.01)
+        return "the second"
+
+    assert asyncio.run(both()) == ["answer of a", "the second"]
+    assert played.failover.cooling(played.targets.items()) == {}
+    assert played.counted('router_attempts_total{outcome="late"') == 0
+
+
+def test_a_wait_for_a_place_leaves_the_retries_their_time() -> None:
+    played = Played(a={"max_concurrency": 1, "timeout": 2, "queue_seconds": 60, "retries": 1})
+    played.replies["a"].extend(["the first", DOWN, "the second"])
+
+    async def both() -> str:
+        first = await played.send("a")
+        second = asyncio.create_task(played.send("a"))
+        await asyncio.sleep(0)
+        played.now += 30
+        first.stay.end()
+        answered = await second
+        answered.stay.end()
+        return answered.answer
+
+    assert asyncio.run(both()) == "the second"
+    assert played.waits == [0.25]

@@ -43,6 +43,9 @@ class Chat:
     def error_body(self, error: Exception, request_id: str | None = None) -> dict[str, Any]:
         return error_body(error)
 
+    def ends(self, events: bytes) -> bool:
+        return events.endswith(DONE)
+
     def error_event(self, error: Exception, first: bytes, last: bytes) -> bytes:
         return b"data: " + to_json(error_body(error)) + b"\n\n"
 

@@ -77,6 +77,10 @@ class Dialect(Protocol):
         """The body of an error; of one that is not the router's own it says nothing."""
         ...
 
+    def ends(self, events: bytes) -> bool:
+        """Whether the last event of a complete stream is among these."""
+        ...
+
     def error_event(self, error: Exception, first: bytes, last: bytes) -> bytes:
         """The events that end a stream with an error, after these: the first and the last that were sent."""
         ...
@@ -85,6 +89,12 @@ class Dialect(Protocol):
 def event(data: Mapping[str, Any]) -> bytes:
     """A server-sent event that is named as its ``type`` says: Anthropic's form, and that of OpenAI's responses."""
     return b"event: " + str(data["type"]).encode() + b"\ndata: " + to_json(data) + b"\n\n"
+
+
+def ended_by(events: bytes, *names: str) -> bool:
+    """Whether the last of some named events, as one text, has one of these names."""
+    last = events[:-2].rpartition(b"\n\n")[2]
+    return any(last.startswith(b"event: " + name.encode() + b"\n") for name in names)
 
 
 @dataclass(frozen=True)

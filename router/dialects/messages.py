@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from router.conversation import text_of
-from router.dialects.inbound import Inbound, View, event
+from router.dialects.inbound import Inbound, View, ended_by, event
 from router.dialects.parts import Part, Parts, Step
 from router.errors import RequestError, UpstreamError
 from router.reasoning import seal, unseal
@@ -163,6 +163,9 @@ class Messages:
             kind, message = "api_error", "The server had an error while processing the request."
         named = {} if request_id is None else {"request_id": request_id}
         return {"type": "error", "error": {"type": kind, "message": message}, **named}
+
+    def ends(self, events: bytes) -> bool:
+        return ended_by(events, "message_stop")
 
     def error_event(self, error: Exception, first: bytes, last: bytes) -> bytes:
         return event(self.error_body(error))

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from router.conversation import text_of
-from router.dialects.inbound import Inbound, View, event
+from router.dialects.inbound import Inbound, View, ended_by, event
 from router.dialects.parts import Part, Parts, Step
 from router.errors import RequestError, UpstreamError
 from router.reasoning import seal, unseal
@@ -138,6 +138,9 @@ class Responses:
 
     def error_body(self, error: Exception, request_id: str | None = None) -> dict[str, Any]:
         return error_body(error)
+
+    def ends(self, events: bytes) -> bool:
+        return ended_by(events, "response.completed", "response.incomplete")
 
     def error_event(self, error: Exception, first: bytes, last: bytes) -> bytes:
         told = error_body(error)["error"]
