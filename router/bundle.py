@@ -12,18 +12,19 @@ import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from router.errors import BundleError
 from router.features import Prompt, prompt_from_messages, prompt_from_text
 
 # Raise it when a bundle written by this code can no longer be read by the code before, and keep a reader (or a
-# clear error) for each older version. 2 added `tool_result_rows`; of a bundle of version 1 it is 0.
-SCHEMA_VERSION = 2
+# clear error) for each older version. 2 added `tool_result_rows`; of a bundle of version 1 it is 0. 3 added `curve`; of
+# older bundles it is None.
+SCHEMA_VERSION = 3
 
 MANIFEST_FILE = "manifest.json"
 ESTIMATOR_FILE = "estimator.safetensors"
@@ -78,13 +79,48 @@ class Threshold(_Frozen):
     quality_ratio: float | None = None
 
 
+class CostQualityCurve(_Frozen):
+    """What thresholds cost and give, on rows that the estimator was not fitted on.
+
+    Attributes
+    ----------
+    axis : {"strong_share", "relative_cost"}
+        What ``spend`` is: the share of calls to strong; of three or more targets, dollars over those of the dearest one.
+    rows : int
+    thresholds, spend, quality : tuple of float
+        A value each a point, at most 101; thresholds fall, ``quality`` is the mean over the rows.
+    alone : dict of str to (float, float)
+        Target → spend and quality of asking it always. A router without knowledge gets what lies on the straight line
+        between the cheapest and the dearest.
+    """
+
+    axis: Literal["strong_share", "relative_cost"]
+    rows: int
+    thresholds: tuple[float, ...] = Field(min_length=2, max_length=101)
+    spend: tuple[float, ...]
+    quality: tuple[float, ...]
+    alone: dict[str, tuple[float, float]]
+
+    @model_validator(mode="after")
+    def _check_lengths(self) -> Self:
+        if not len(self.thresholds) == len(self.spend) == len(self.quality):
+            raise ValueError("thresholds, spend and quality differ in length")
+        return self
+
+    def at(self, threshold: float) -> tuple[float, float]:
+        """Spend and quality that a threshold is expected to give: between two points, on the line that joins them."""
+        rising = np.array(self.thresholds)[::-1]
+        spend, quality = (np.interp(threshold, rising, values[::-1]) for values in (self.spend, self.quality))
+        return float(spend), float(quality)
+
+
 class Manifest(_Frozen):
     """``manifest.json``.
 
     ``targets`` stand cheapest first. ``thresholds["default"]`` is what is in force where neither the policy nor the
     request says otherwise; ``thresholds["quality-0.95"]`` is for a policy that asks for that share of the best target's
     quality. ``metrics`` are held-out figures by source. ``tool_result_rows`` are the training rows that ended in a tool's
-    result.
+    result. ``curve`` is for people; bundles of before have none.
     """
 
     schema_version: int
@@ -101,6 +137,7 @@ class Manifest(_Frozen):
     metrics: dict[str, Any] = {}
     notes: tuple[str, ...] = ()
     tool_result_rows: int = Field(default=0, ge=0)
+    curve: CostQualityCurve | None = None
     files: dict[str, str] = {}
 
     @field_validator("thresholds")

@@ -505,11 +505,21 @@ def test_a_bundle_has_probes_of_every_kind(tiny_bundle: Path) -> None:
 def test_a_bundle_of_the_first_schema_is_read(tiny_bundle: Path, tmp_path: Path) -> None:
     path = Path(shutil.copytree(tiny_bundle, tmp_path / "first"))
     raw = json.loads((path / MANIFEST_FILE).read_text())
-    del raw["tool_result_rows"]
+    del raw["tool_result_rows"], raw["curve"]
     raw["thresholds"] = {"default": raw["thresholds"]["default"]}
     (path / MANIFEST_FILE).write_text(json.dumps({**raw, "schema_version": 1}))
     predictor = load_predictor(path)
     assert (predictor.knows_steps, predictor.bars) == (False, {})
+    assert predictor.manifest.curve is None
+
+
+def test_a_curve_whose_columns_differ_in_length_is_refused(tiny_bundle: Path, tmp_path: Path) -> None:
+    path = Path(shutil.copytree(tiny_bundle, tmp_path / "curve"))
+    raw = json.loads((path / MANIFEST_FILE).read_text())
+    raw["curve"]["spend"].pop()
+    (path / MANIFEST_FILE).write_text(json.dumps(raw))
+    with pytest.raises(BundleError, match="curve.*differ in length"):
+        read_manifest(path)
 
 
 def test_names_of_thresholds_that_are_no_quality_are_left_alone(tiny_bundle: Path) -> None:

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from router.errors import UsageError
 from router.predictor import Prediction
-from training.ladder_threshold import described, ladder_for_max_cost, ladder_for_quality
+from training.ladder_threshold import curve_of_ladder, described, ladder_for_max_cost, ladder_for_quality
 from training.sweep import Singles
 
 Floats = NDArray[np.float64]
@@ -100,3 +100,25 @@ def test_in_the_manifest() -> None:
     assert found.quality_ratio == 1.0
     assert found.how.endswith("(fresh rows)")
     assert found.strong_share is None
+
+
+def test_the_curve_is_in_dollars_beside_the_dearest_target() -> None:
+    curve = curve_of_ladder(PREDICTION, singles())
+    assert curve is not None
+    assert (curve.axis, curve.rows) == ("relative_cost", 4)
+    assert curve.alone == {"low": (0.2, 0.25), "mid": (0.4, 0.75), "high": (1.0, 0.75)}
+    assert list(curve.thresholds) == sorted(curve.thresholds, reverse=True)
+    assert (curve.spend[0], curve.quality[0]) == (0.2, 0.25)
+    for threshold, spend, quality in zip(curve.thresholds, curve.spend, curve.quality, strict=True):
+        there = described(threshold, PREDICTION, singles(), "quality", 1.0, "")
+        assert (there.cost, there.quality) == (pytest.approx(spend * 0.005), pytest.approx(quality))
+
+
+def test_without_costs_there_is_no_curve_of_a_ladder() -> None:
+    assert curve_of_ladder(PREDICTION, UNPRICED) is None
+    part = np.array(COST)
+    part[0] = np.nan
+    curve = curve_of_ladder(PREDICTION, singles(part))
+    assert curve is not None
+    assert curve.rows == 3
+    assert curve_of_ladder(PREDICTION, singles(np.zeros((4, 3)))) is None

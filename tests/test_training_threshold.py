@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from router.errors import DatasetError, UsageError
 from router.predictor import Prediction
 from training.metrics import apply_threshold, full_curve, strong_share_at
-from training.threshold import for_max_cost, for_quality, for_strong_share, nested_outcome
+from training.threshold import curve_of_pair, for_max_cost, for_quality, for_strong_share, nested_outcome
 
 Floats = NDArray[np.float64]
 
@@ -192,3 +192,35 @@ def test_nested_thresholds_come_from_the_other_folds() -> None:
         turned[folds == 0],
     )
     assert again.strong_share * 90 >= kept.strong_share * 30 - 1e-9
+
+
+@pytest.mark.parametrize("n", [1, 7, 150, 3_000])
+def test_a_curve_tells_what_each_of_its_thresholds_does(n: int) -> None:
+    score, weak, strong = rows(n)
+    curve = curve_of_pair(score, weak, strong, ("small", "large"))
+    assert (curve.axis, curve.rows) == ("strong_share", n)
+    assert len(curve.thresholds) == min(n, 100) + 1
+    assert (curve.spend[0], curve.spend[-1]) == (0.0, 1.0)
+    assert curve.alone == {
+        "small": (0.0, pytest.approx(weak.mean(), abs=1e-6)),
+        "large": (1.0, pytest.approx(strong.mean(), abs=1e-6)),
+    }
+    for threshold, spend, quality in zip(curve.thresholds, curve.spend, curve.quality, strict=True):
+        served = apply_threshold(score, threshold, weak, strong)
+        assert (served.strong_share, served.quality) == pytest.approx((spend, quality), abs=1e-6)
+        assert curve.at(threshold) == pytest.approx((spend, quality))
+
+
+def test_between_two_points_of_a_curve_lies_a_line() -> None:
+    score, weak, strong = np.array([0.1, 0.3]), np.array([1.0, 0.0]), np.array([1.0, 1.0])
+    curve = curve_of_pair(score, weak, strong, ("small", "large"))
+    assert curve.thresholds == (1.0, 0.2, -1.0)
+    assert curve.at(0.2) == (0.5, 1.0)
+    assert curve.at(0.6) == (0.25, 0.75)
+    assert curve.at(9.0) == (0.0, 0.5)
+    assert curve.at(-9.0) == (1.0, 1.0)
+
+
+def test_equal_scores_are_one_point_of_a_curve() -> None:
+    curve = curve_of_pair(np.full(50, 0.2), np.zeros(50), np.ones(50), ("small", "large"))
+    assert (curve.thresholds, curve.spend, curve.quality) == ((1.0, -1.0), (0.0, 1.0), (0.0, 1.0))

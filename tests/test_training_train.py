@@ -103,6 +103,18 @@ def test_the_default_threshold_has_95_percent_of_strongs_quality_on_held_out_row
     assert result.report.methods["learned"].strong_share_at_95 == pytest.approx(threshold.strong_share)
 
 
+def test_the_curve_passes_through_the_point_in_force(trained: tuple[Fit, Path]) -> None:
+    manifest = read_manifest(trained[1])
+    curve, threshold = manifest.curve, manifest.thresholds["default"]
+    assert curve is not None
+    assert threshold.strong_share is not None
+    spend, quality = curve.at(threshold.value)
+    assert spend == pytest.approx(threshold.strong_share, abs=0.011)
+    strong = curve.alone[manifest.targets[1]][1]
+    assert threshold.quality_ratio is not None
+    assert quality == pytest.approx(threshold.quality_ratio * strong, abs=0.011)
+
+
 def test_the_bundle_has_seen_its_rows_and_no_others(
     trained: tuple[Fit, Path], few: tuple[Dataset, Features], tiny: Dataset
 ) -> None:

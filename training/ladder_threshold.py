@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from router.bundle import Threshold
+from router.bundle import CostQualityCurve, Threshold
 from router.errors import DatasetError, UsageError
 from router.features import Features
 from router.predictor import Prediction, Predictor
@@ -18,6 +18,7 @@ from training.guarantee import guaranteed_ladder_threshold
 from training.ladder import unseen
 from training.metrics import QUALITY_BAR, ROUNDING
 from training.sweep import Singles, Sweep, chosen_setting, shares, threshold_sweep
+from training.threshold import CURVE_POINTS, rounded
 
 # Thresholds that are tried.
 SETTINGS = 1000
@@ -176,6 +177,38 @@ def described(
         best_single=prediction.targets[singles.best],
         best_single_quality=float(singles.quality[:, singles.best].mean()),
         best_single_cost=None if means is None else float(means[singles.best]),
+    )
+
+
+def curve_of_ladder(prediction: Prediction, singles: Singles) -> CostQualityCurve | None:
+    """What thresholds cost, beside the dearest target alone, and give; None where no row has every cost.
+
+    Parameters are those of :func:`ladder_for_quality`; rows without every cost are left out.
+    """
+    rows = np.flatnonzero(singles.priced)
+    if not len(rows):
+        return None
+    priced = singles.select(singles.priced)
+    sweep = threshold_sweep(prediction.take(rows), CURVE_POINTS)
+    alone, cost = priced.mean_cost, priced.mean_of(sweep)
+    assert alone is not None
+    assert cost is not None
+    dearest = float(alone.max())
+    if not dearest:
+        return None
+    quality = sweep.taken(priced.quality).mean(axis=1)
+    return CostQualityCurve(
+        axis="relative_cost",
+        rows=len(rows),
+        thresholds=tuple(sweep.settings[::-1].tolist()),
+        spend=rounded(cost[::-1] / dearest),
+        quality=rounded(quality[::-1]),
+        alone={
+            name: (round(float(spent) / dearest, 6), round(float(reached), 6))
+            for name, spent, reached in zip(
+                prediction.targets, alone, priced.quality.mean(axis=0), strict=True
+            )
+        },
     )
 
 

@@ -13,6 +13,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from router.bundle import CostQualityCurve
 from router.errors import DatasetError, UsageError
 from training.metrics import (
     QUALITY_BAR,
@@ -27,6 +28,8 @@ from training.metrics import (
 Floats = NDArray[np.float64]
 Goal = Literal["quality", "strong_share", "max_cost"]
 
+# Points of the curve that a bundle carries.
+CURVE_POINTS = 101
 # How far tied scores may push the share away from what was asked.
 SHARE_TOLERANCE = 0.05
 
@@ -263,6 +266,35 @@ def nested_outcome(
     return outcome_of(to_strong, weak, strong, cost_weak, cost_strong)
 
 
+def curve_of_pair(
+    score: ArrayLike, weak: ArrayLike, strong: ArrayLike, names: tuple[str, str]
+) -> CostQualityCurve:
+    """The thresholds at every hundredth of strong calls, with what they give on these rows.
+
+    Parameters
+    ----------
+    score, weak, strong : array_like, shape (n,)
+        Of rows that the estimator was not fitted on.
+    names : (str, str)
+        Of weak and strong.
+    """
+    cuts = _Cuts.of(score, weak, strong, None, None)
+    assert cuts.quality is not None
+    wanted = np.linspace(0.0, 1.0, CURVE_POINTS)
+    points = np.unique(np.searchsorted(cuts.share[:-1], wanted))
+    return CostQualityCurve(
+        axis="strong_share",
+        rows=cuts.n,
+        thresholds=tuple(cuts.thresholds[points].tolist()),
+        spend=rounded(cuts.share[points]),
+        quality=rounded(cuts.quality[points]),
+        alone={
+            names[0]: (0.0, round(float(cuts.quality[0]), 6)),
+            names[1]: (1.0, round(float(cuts.quality[-1]), 6)),
+        },
+    )
+
+
 @dataclass(frozen=True)
 class _Cuts:
     """What every threshold that tells rows apart does: from none to all of them to strong.
@@ -339,6 +371,11 @@ def _halfway(distinct: Floats) -> Floats:
     never = max(1.0, distinct[0])
     always = min(-1.0, np.nextafter(distinct[-1], -np.inf))
     return np.concatenate(([never], between, [always]))
+
+
+def rounded(values: Floats) -> tuple[float, ...]:
+    """As a bundle's curve keeps them."""
+    return tuple(round(float(value), 6) for value in values)
 
 
 def _ratio(quality: float, strong_quality: float) -> str:

@@ -15,6 +15,7 @@ import router
 from router.bundle import (
     SCHEMA_VERSION,
     Bundle,
+    CostQualityCurve,
     DatasetReference,
     EncoderReference,
     Manifest,
@@ -36,12 +37,12 @@ from training.embeddings import embed
 from training.estimator import QualityEstimator, source_weights
 from training.evaluation import Report, pair_rows, report_of
 from training.guarantee import guaranteed_threshold
-from training.ladder_threshold import ladder_for_quality
+from training.ladder_threshold import curve_of_ladder, ladder_for_quality
 from training.metrics import QUALITY_BAR, Interval, gain_interval, random_strong_share_at
 from training.novelty import NoveltyFigures, fit_novelty
 from training.probes import ROWS
 from training.sweep import Singles
-from training.threshold import ChosenThreshold, for_max_cost, for_quality, for_strong_share
+from training.threshold import ChosenThreshold, curve_of_pair, for_max_cost, for_quality, for_strong_share
 
 # Fewer rows than this cannot hold a fold for each of fitting, stacking and calibration.
 MINIMUM_ROWS = 50
@@ -121,8 +122,9 @@ def fit(
         report = report_of(pair, score, estimator.out_of_fold_.quality[both], seed=seed)
         gain = gain_interval(*pair.quality.T, groups=pair.groups, seed=seed)
         threshold = default_threshold(score, pair)
+        curve: CostQualityCurve | None = curve_of_pair(score, *pair.quality.T, dataset.targets)
     else:
-        threshold = _default_of_ladder(estimator.out_of_fold_, dataset)
+        threshold, curve = _default_of_ladder(estimator.out_of_fold_, dataset)
     warnings = _warnings(dataset, gain, report)
     measures, novelty = fit_novelty(
         features, dataset.sources, dataset.groups, prepare(estimator.arrays_), seed=seed
@@ -152,6 +154,7 @@ def fit(
         metrics=({} if report is None else {"out_of_fold": report.as_dict()})
         | {"novelty": novelty.as_dict()},
         notes=warnings,
+        curve=curve,
         tool_result_rows=sum(prompt.state.last_result != "none" for prompt in dataset.prompts),
     )
     bundle = Bundle(
@@ -175,18 +178,19 @@ def default_threshold(score: NDArray[np.float64], pair: Dataset) -> Threshold:
     )
 
 
-def _default_of_ladder(prediction: Prediction, dataset: Dataset) -> Threshold:
-    """The cheapest threshold with 95 % of the best single target's quality, on out-of-fold rows with every label."""
+def _default_of_ladder(prediction: Prediction, dataset: Dataset) -> tuple[Threshold, CostQualityCurve | None]:
+    """The cheapest threshold with 95 % of the best single target's quality, and the curve, on out-of-fold rows with every label."""
     rows = np.flatnonzero(~np.isnan(dataset.quality).any(axis=1))
     if len(rows) < MINIMUM_ROWS:
         how = "untuned: the cheapest target that is not expected to lose"
-        return Threshold(value=0.0, how=how, rows=len(dataset))
-    prediction = prediction.take(rows)
+        return Threshold(value=0.0, how=how, rows=len(dataset)), None
+    prediction, singles = prediction.take(rows), Singles.of(dataset.select(rows))
+    curve = curve_of_ladder(prediction, singles)
     try:
-        chosen = ladder_for_quality(prediction, Singles.of(dataset.select(rows)), QUALITY_BAR)
+        chosen = ladder_for_quality(prediction, singles, QUALITY_BAR)
     except UsageError as error:
-        return Threshold(value=0.0, how=f"untuned: {error}", rows=len(rows))
-    return chosen.for_manifest("out-of-fold rows")
+        return Threshold(value=0.0, how=f"untuned: {error}", rows=len(rows)), curve
+    return chosen.for_manifest("out-of-fold rows"), curve
 
 
 @dataclass(frozen=True)
