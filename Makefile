@@ -10,10 +10,11 @@ FUZZ := .venv-schemathesis
 CLIENTS := .venv-clients
 AIDER := .venv-aider
 NODE := .clients-node
+BROWSER := .venv-browser
 PIP_FLAGS := --disable-pip-version-check --quiet --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help run demo test check test-encoders test-wheel test-image test-schemathesis test-clients soak bench-gateway bench-ledger study-sessions study-replicas peers benchmark clean
+.PHONY: help run demo test check test-encoders test-wheel test-image test-schemathesis test-clients test-dashboard soak bench-gateway bench-ledger study-sessions study-replicas peers benchmark clean
 
 help:  ## what can be made
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -74,6 +75,14 @@ $(CLIENTS)/ready: pyproject.toml constraints.txt tests/clients/requirements.txt
 	@$(CLIENTS)/bin/python -m pip install $(PIP_FLAGS) --editable . --requirement tests/clients/requirements.txt
 	@touch $@
 
+# It drives a Chromium that is installed already, and downloads none.
+$(BROWSER)/ready: pyproject.toml constraints.txt
+	@echo "setting up $(BROWSER) with Playwright (a minute) …"
+	@test -x $(BROWSER)/bin/python || $(PYTHON) -m venv $(BROWSER)
+	@$(BROWSER)/bin/python -m pip install $(PIP_FLAGS) --upgrade pip
+	@$(BROWSER)/bin/python -m pip install $(PIP_FLAGS) --editable . pytest playwright==1.65.2
+	@touch $@
+
 $(AIDER)/ready: tests/clients/aider.txt
 	@echo "setting up $(AIDER) with Aider (minutes) …"
 	@test -x $(AIDER)/bin/python || $(PYTHON) -m venv $(AIDER)
@@ -123,6 +132,9 @@ test-schemathesis: $(VENV)/dev $(FUZZ)/ready  ## requests made from /openapi.jso
 
 test-clients: $(CLIENTS)/ready $(AIDER)/ready $(NODE)/ready  ## real clients in front of the gateway (minutes)
 	$(CLIENTS)/bin/python -m pytest -rs tests/clients/client_*.py
+
+test-dashboard: $(BROWSER)/ready  ## the dashboard in headless Chromium, with pictures in build/dashboard
+	$(BROWSER)/bin/python -m pytest -rs tests/browser_dashboard.py
 
 bench-ledger: $(VENV)/dev  ## spend queries over five million rows, on SQLite and PostgreSQL (an hour)
 	$(BIN)/python tests/bench_ledger.py

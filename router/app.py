@@ -26,6 +26,8 @@ from router.basis import state_of
 from router.capability import lacks
 from router.clients import Client
 from router.content import Content, KnownContent
+from router.dashboard import PATH as DASHBOARD
+from router.dashboard import Dashboard
 from router.decision import Decision, RequestFacts
 from router.dialects import CHAT, MESSAGES, RESPONSES, Dialect, Inbound
 from router.dialects.messages import COUNT_PATH
@@ -153,6 +155,10 @@ def create_app(settings: Settings | None = None, gateway: Gateway | None = None)
     @app.get("/v1/spend")
     async def spend(request: Request) -> Response:
         return await Exchange(request, gateway).run(_spend, counted=False)
+
+    dashboard = Dashboard(gateway)
+    app.get(DASHBOARD)(dashboard.page)
+    app.mount(DASHBOARD, dashboard.app)
 
     @app.get("/openapi.json")
     async def openapi() -> Response:

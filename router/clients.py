@@ -205,11 +205,7 @@ class ClientKeys:
         """The client whose key a request holds; raises :class:`RequestError`, 401."""
         given = [key for key in (_key(headers, name) for name in KEY_HEADERS) if key]
         for key in given:
-            digest = hashlib.sha256(key.encode("utf-8", "replace")).hexdigest()
-            # How long the lookup takes depends on the digest of what was sent, from which nothing can be steered
-            # towards the digest of a key of 256 random bits; what is found is compared in constant time all the same.
-            client = self._by_digest.get(digest)
-            if client is not None and hmac.compare_digest(client.key_sha256, digest):
+            if (client := self.holder(key)) is not None:
                 return client
         what = "The key is not one of this server's." if given else "This server wants a key of its own."
         raise RequestError(
@@ -218,6 +214,18 @@ class ClientKeys:
             code="invalid_api_key",
             headers=_CHALLENGE,
         )
+
+    def holder(self, key: str) -> Client | None:
+        """The client whose key it is."""
+        digest = hashlib.sha256(key.encode("utf-8", "replace")).hexdigest()
+        # How long the lookup takes depends on the digest of what was sent, from which nothing can be steered
+        # towards the digest of a key of 256 random bits; what is found is compared in constant time all the same.
+        client = self._by_digest.get(digest)
+        return client if client is not None and hmac.compare_digest(client.key_sha256, digest) else None
+
+    def named(self, name: str) -> Client | None:
+        """The client of this id."""
+        return next((client for client in self._by_digest.values() if client.id == name), None)
 
     def admit(self, client: Client) -> None:
         """Count one more request; raises :class:`RequestError`, 429, where the client's rate is used up."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import secrets
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,6 +24,7 @@ from router.dispatch import Destination, Dispatcher, destination, scrubber
 from router.errors import PolicyError
 from router.failover import Failover
 from router.features import Prompt
+from router.login import login_secret
 from router.metrics import Metrics
 from router.policy import Policy
 from router.predictor import Prediction
@@ -142,6 +144,7 @@ class Gateway:
         self.failover = Failover(self.metrics)
         self.shared = SharedSessions(place, self.metrics) if place is not None else None
         self.sessions: SessionStore = SessionStore() if self.shared is None else self.shared
+        self.login_secret = secrets.token_bytes(32)  # of the dashboard's logins
         self.started = int(time.time())
         self.metrics.watch(self._show)
         # The encoder releases the GIL, so prompts run beside one another; more threads than cores only queue.
@@ -207,6 +210,7 @@ def load_gateway(settings: Settings, policy: Policy) -> Gateway:
         The file of clients or the ledger cannot be used.
     """
     clients = None if settings.clients is None else ClientKeys.of(settings.clients)
+    secret = None if clients is None else login_secret()
     from router.bundle import default_bundle_dir
     from router.live import Live
 
@@ -233,6 +237,8 @@ def load_gateway(settings: Settings, policy: Policy) -> Gateway:
         if ledger is not None:
             ledger.close()
         raise
+    if secret is not None:
+        gateway.login_secret = secret
     gateway.live = Live(gateway, policy, source, bundle, settings.bundle_seconds)
     return gateway
 

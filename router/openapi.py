@@ -47,6 +47,7 @@ def description(version: str) -> dict[str, Any]:
             "/readyz": {"get": _page("Ready to decide and to dispatch", "Status", unavailable=True)},
             "/metrics": {"get": _page("Counters in Prometheus' text format", None)},
             "/v1/spend": {"get": _page("What was spent, by group", "Spend")},
+            "/dashboard": {"get": _page("Where the money goes, for people", None, "text/html")},
             "/openapi.json": {"get": _page("This description", "Open")},
         },
         "components": {"schemas": _schemas()},
@@ -74,8 +75,10 @@ def _operation(summary: str, request: str, answer: str, error: str, stream: bool
     }
 
 
-def _page(summary: str, answer: str | None, unavailable: bool = False) -> dict[str, Any]:
-    content = {"application/json": {"schema": _ref(answer)}} if answer else {"text/plain": {"schema": _TEXT}}
+def _page(
+    summary: str, answer: str | None, media_type: str = "text/plain", unavailable: bool = False
+) -> dict[str, Any]:
+    content = {"application/json": {"schema": _ref(answer)}} if answer else {media_type: {"schema": _TEXT}}
     failed = {"503": {"description": "Not ready.", "content": content}} if unavailable else {}
     error = {"application/json": {"schema": _ref("Error")}}
     return {

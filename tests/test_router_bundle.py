@@ -518,7 +518,7 @@ def test_a_curve_whose_columns_differ_in_length_is_refused(tiny_bundle: Path, tm
     raw = json.loads((path / MANIFEST_FILE).read_text())
     raw["curve"]["spend"].pop()
     (path / MANIFEST_FILE).write_text(json.dumps(raw))
-    with pytest.raises(BundleError, match="curve.*differ in length"):
+    with pytest.raises(BundleError, match=r"curve.*differ in length"):
         read_manifest(path)
 
 

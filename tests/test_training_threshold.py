@@ -197,7 +197,7 @@ def test_nested_thresholds_come_from_the_other_folds() -> None:
 @pytest.mark.parametrize("n", [1, 7, 150, 3_000])
 def test_a_curve_tells_what_each_of_its_thresholds_does(n: int) -> None:
     score, weak, strong = rows(n)
-    curve = curve_of_pair(score, weak, strong, ("small", "large"))
+    curve = curve_of_pair(score, weak, strong, names=("small", "large"))
     assert (curve.axis, curve.rows) == ("strong_share", n)
     assert len(curve.thresholds) == min(n, 100) + 1
     assert (curve.spend[0], curve.spend[-1]) == (0.0, 1.0)
@@ -213,7 +213,7 @@ def test_a_curve_tells_what_each_of_its_thresholds_does(n: int) -> None:
 
 def test_between_two_points_of_a_curve_lies_a_line() -> None:
     score, weak, strong = np.array([0.1, 0.3]), np.array([1.0, 0.0]), np.array([1.0, 1.0])
-    curve = curve_of_pair(score, weak, strong, ("small", "large"))
+    curve = curve_of_pair(score, weak, strong, names=("small", "large"))
     assert curve.thresholds == (1.0, 0.2, -1.0)
     assert curve.at(0.2) == (0.5, 1.0)
     assert curve.at(0.6) == (0.25, 0.75)
@@ -222,5 +222,5 @@ def test_between_two_points_of_a_curve_lies_a_line() -> None:
 
 
 def test_equal_scores_are_one_point_of_a_curve() -> None:
-    curve = curve_of_pair(np.full(50, 0.2), np.zeros(50), np.ones(50), ("small", "large"))
+    curve = curve_of_pair(np.full(50, 0.2), np.zeros(50), np.ones(50), names=("small", "large"))
     assert (curve.thresholds, curve.spend, curve.quality) == ((1.0, -1.0), (0.0, 1.0), (0.0, 1.0))

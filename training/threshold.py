@@ -267,7 +267,7 @@ def nested_outcome(
 
 
 def curve_of_pair(
-    score: ArrayLike, weak: ArrayLike, strong: ArrayLike, names: tuple[str, str]
+    score: ArrayLike, weak: ArrayLike, strong: ArrayLike, *, names: tuple[str, str]
 ) -> CostQualityCurve:
     """The thresholds at every hundredth of strong calls, with what they give on these rows.
 

@@ -122,7 +122,8 @@ def fit(
         report = report_of(pair, score, estimator.out_of_fold_.quality[both], seed=seed)
         gain = gain_interval(*pair.quality.T, groups=pair.groups, seed=seed)
         threshold = default_threshold(score, pair)
-        curve: CostQualityCurve | None = curve_of_pair(score, *pair.quality.T, dataset.targets)
+        weak, strong = dataset.targets
+        curve: CostQualityCurve | None = curve_of_pair(score, *pair.quality.T, names=(weak, strong))
     else:
         threshold, curve = _default_of_ladder(estimator.out_of_fold_, dataset)
     warnings = _warnings(dataset, gain, report)
@@ -179,7 +180,7 @@ def default_threshold(score: NDArray[np.float64], pair: Dataset) -> Threshold:
 
 
 def _default_of_ladder(prediction: Prediction, dataset: Dataset) -> tuple[Threshold, CostQualityCurve | None]:
-    """The cheapest threshold with 95 % of the best single target's quality, and the curve, on out-of-fold rows with every label."""
+    """The cheapest threshold with 95 % of the best single target's quality, and the curve, on fully labelled out-of-fold rows."""
     rows = np.flatnonzero(~np.isnan(dataset.quality).any(axis=1))
     if len(rows) < MINIMUM_ROWS:
         how = "untuned: the cheapest target that is not expected to lose"
