@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coro
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
@@ -54,6 +54,9 @@ from router.schemas import (
 from router.sessions import requested, session_key
 from router.settings import Settings, load_settings
 from router.upstream import Usage
+
+if TYPE_CHECKING:
+    from router.tracing import Trace
 
 logger = logging.getLogger("router")
 
@@ -206,6 +209,7 @@ class Exchange:
         self._body_bytes = 0
         self._arrived = now()
         self.dispatches = False  # until it is known to, and again when it is recorded
+        self.trace: Trace | None = None
         self.streamed = False
         self.first_seconds: float | None = None
         self.error: str | None = None
@@ -236,6 +240,8 @@ class Exchange:
         """
         if counted:
             self.gateway.metrics.arrived()
+            if (tracing := self.gateway.tracing) is not None:
+                self.trace = tracing.request(self.request.method, self.path, self.request.headers)
         try:
             self._admit(counted)
             response = await handle(self)
@@ -344,6 +350,8 @@ class Exchange:
         self.decision = await self.gateway.decide(self.in_force, facts, prompt)
         seconds = time.perf_counter() - started
         self.decision_ms = seconds * 1e3
+        if self.trace is not None:
+            self.trace.decided(self.decision, seconds)
         if counted:
             self.gateway.metrics.decided(self.decision, self.in_force.policy, seconds)
         return self.decision
@@ -352,6 +360,8 @@ class Exchange:
         """Send to the first of these targets that answers; raises what :meth:`Failover.send` does."""
         await self.gateway.dispatcher.loaded()  # before anything is timed
         headers = self.request.headers
+        if self.trace is not None:
+            call = self.trace.calling(call, self.attempts)
         return await self.gateway.failover.send(
             names, lambda name: self.in_force.destination(name, headers), call, self.attempts
         )
@@ -392,6 +402,8 @@ class Exchange:
             usage = replace(usage, output=math.ceil(size))
             attempt.estimated = True
         attempt.usage, attempt.size = usage, size
+        if self.trace is not None:
+            self.trace.answered(attempt)
         target = self.in_force.policy.targets[attempt.target]
         self.gateway.metrics.used(attempt.target, usage, target.prices)
         if self.client is not None and self.gateway.clients is not None:
@@ -496,6 +508,9 @@ class Exchange:
         self.gateway.metrics.answered(self.path, status, seconds)
         if self.first_seconds is not None and self.decision is not None:
             self.gateway.metrics.began(self.decision.target, self.first_seconds)
+        if self.trace is not None:
+            known = {"request": self.id, "client": self.client_id or None, "session": self._session}
+            self.trace.end(status, self.decision, known | {"policy": self.in_force.version})
         if logger.isEnabledFor(logging.INFO):
             logger.info(self._access(status, seconds))
 
@@ -503,6 +518,7 @@ class Exchange:
         used = [
             (one.usage, self.in_force.policy.targets[one.target].prices) for one in self.attempts if one.usage
         ]
+        trace, span = (self.trace.ids if self.trace is not None else None) or (None, None)
         costs = [usage.cost(prices) for usage, prices in used if prices is not None]
         return Access(
             method=self.request.method,
@@ -524,8 +540,8 @@ class Exchange:
             bundle=self.in_force.bundle,
             decision_ms=self.decision_ms,
             error="client_gone" if status == CLIENT_GONE else self.error,
-            trace=None,
-            span=None,
+            trace=trace,
+            span=span,
         )
 
     def _log_bug(self, error: Exception) -> None:

@@ -124,6 +124,13 @@ def serve(
     log_format: Annotated[
         str | None, typer.Option(metavar="FORM", help="text, by default, or json: an object a line.")
     ] = None,
+    tracing: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HOW",
+            help="off, by default; on: spans go to OTEL_EXPORTER_OTLP_ENDPOINT; or propagate: providers are told too.",
+        ),
+    ] = None,
     clients: Annotated[
         Path | None,
         typer.Option(
@@ -183,7 +190,7 @@ def serve(
     """Serve the OpenAI-compatible API.
 
     Policy, bundle and settings are looked for in this order: flag, environment variable (ROUTER_POLICY,
-    ROUTER_BUNDLE, ROUTER_HOST, ROUTER_PORT, ROUTER_WORKERS, ROUTER_LOG_LEVEL, ROUTER_LOG_FORMAT,
+    ROUTER_BUNDLE, ROUTER_HOST, ROUTER_PORT, ROUTER_WORKERS, ROUTER_LOG_LEVEL, ROUTER_LOG_FORMAT, ROUTER_TRACING,
     ROUTER_RELOAD_SECONDS, ROUTER_CLIENTS, ROUTER_OPEN_TO_ANYONE; ROUTER_ALLOWED_KEYS with commas), ./router.yaml,
     router.yaml in the user's configuration directory, what the package carries.
     """
@@ -204,6 +211,7 @@ def serve(
         workers=workers,
         log_level=log_level,
         log_format=log_format,
+        tracing=tracing,
         clients=clients,
         open_to_anyone=open_to_anyone,
         ledger=ledger,

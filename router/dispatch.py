@@ -164,6 +164,11 @@ class Stream:
         self.usage: Usage | None = None
         self.error: UpstreamError | None = None
 
+    @property
+    def first(self) -> bytes:
+        """The first event."""
+        return self._first[0] if self._first is not None else b""
+
     async def __aiter__(self) -> AsyncIterator[bytes]:
         event = self._first
         first = last = b""
@@ -709,6 +714,11 @@ def _without_mode(body: dict[str, Any]) -> dict[str, Any]:
         return body
     kept = {key: value for key, value in metadata.items() if key != "mode"}
     return {**body, "metadata": kept or None}
+
+
+def provider_of(target: Target) -> tuple[str, str]:
+    """litellm's name of a target's provider, and the model's name there; asked once litellm is loaded."""
+    return ("echo", "echo") if target.echo else _dialect(target.model, target.api_base)[:2]
 
 
 Form = Literal["verbatim", "openai", "other"]

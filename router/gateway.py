@@ -21,7 +21,7 @@ from router.accounting import check_priced
 from router.clients import ClientKeys
 from router.decision import Decision, RequestFacts, decide, needs_prediction
 from router.dispatch import Destination, Dispatcher, destination, scrubber
-from router.errors import PolicyError
+from router.errors import PolicyError, UsageError
 from router.failover import Failover
 from router.features import Prompt
 from router.login import login_secret
@@ -36,6 +36,7 @@ from router.shared_sessions import Place, SharedSessions, session_place
 if TYPE_CHECKING:
     from router.ledger import Ledger
     from router.live import Live
+    from router.tracing import Tracing
 
 logger = logging.getLogger("router")
 
@@ -125,6 +126,7 @@ class Gateway:
     """
 
     live: Live | None = None
+    tracing: Tracing | None = None
 
     def __init__(
         self,
@@ -194,6 +196,8 @@ class Gateway:
                 await asyncio.to_thread(self.shared.close)
             if self.ledger is not None:
                 await asyncio.to_thread(self.ledger.close)
+            if self.tracing is not None:
+                await asyncio.to_thread(self.tracing.close)
             self.metrics.sample()  # what was written last, for the workers that are left
         self._executor.shutdown(wait=False, cancel_futures=True)
 
@@ -240,6 +244,7 @@ def load_gateway(settings: Settings, policy: Policy) -> Gateway:
     if secret is not None:
         gateway.login_secret = secret
     gateway.live = Live(gateway, policy, source, bundle, settings.bundle_seconds)
+    gateway.tracing = _tracing(settings)
     return gateway
 
 
@@ -249,6 +254,19 @@ def _ledger(settings: Settings) -> Ledger | None:
     from router.ledger import Ledger
 
     return Ledger(settings.ledger, durability=settings.ledger_durability).open()
+
+
+def _tracing(settings: Settings) -> Tracing | None:
+    if settings.tracing == "off":
+        return None
+    try:
+        from router.tracing import open_tracing
+    except ModuleNotFoundError:
+        raise UsageError(
+            "tracing takes OpenTelemetry's SDK and exporter, which are not installed: "
+            "pip install 'llm-difficulty-router[otel]'"
+        ) from None
+    return open_tracing(propagates=settings.tracing == "propagate")
 
 
 def _predictor(settings: Settings, policy: Policy, bundle: Path) -> PromptPredictor | None:

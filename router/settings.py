@@ -63,6 +63,8 @@ class Settings(BaseSettings):
         See :class:`router.ledger.Ledger`.
     session_store : str or None
         ``redis://…`` or ``postgresql://…``, where servers share sessions; each process has its own where it is None.
+    tracing : {"off", "on", "propagate"}
+        Whether requests are traced, and whether providers are told of the trace: see :mod:`router.tracing`.
     reload_seconds : float or None
         How often policy and bundle are looked at again; 0 is never. Every second otherwise, a URL every 30.
     allowed_keys : str or None
@@ -82,6 +84,7 @@ class Settings(BaseSettings):
     workers: Annotated[int, Field(ge=1, le=256)] = 1
     log_level: LogLevel = "info"
     log_format: Literal["text", "json"] = "text"
+    tracing: Literal["off", "on", "propagate"] = "off"
     clients: Path | None = None
     open_to_anyone: bool = False
     ledger: str | None = None
