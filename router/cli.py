@@ -71,6 +71,16 @@ BundleOption = Annotated[
     typer.Option("--bundle", metavar="DIR", help="The bundle; the one that comes along by default."),
 ]
 
+AllowKeyOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--allow-key",
+        metavar="NAME[@HOST]",
+        help="A variable that the policy may name as a key, and the host that it may be sent to; may be repeated. "
+        "@HOST for requests without a key. By default a file may name any, a URL none.",
+    ),
+]
+
 LedgerOption = Annotated[
     str | None,
     typer.Option(
@@ -169,14 +179,7 @@ def serve(
             "SIGHUP does it at once.",
         ),
     ] = None,
-    allow_key: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="NAME[@HOST]",
-            help="A variable that the policy may name as a key, and the host that it may be sent to; may be repeated. "
-            "@HOST for requests without a key. By default a file may name any, a URL none.",
-        ),
-    ] = None,
+    allow_key: AllowKeyOption = None,
     policy_allow_redirects: Annotated[
         bool | None, typer.Option("--policy-allow-redirects", help="Follow redirects of the policy's URL.")
     ] = None,
@@ -218,7 +221,7 @@ def serve(
         ledger_durability=ledger_durability,
         session_store=session_store,
         reload_seconds=reload_seconds,
-        allowed_keys=",".join(allow_key) if allow_key else None,
+        allowed_keys=_bindings(allow_key),
         policy_allow_redirects=policy_allow_redirects,
         policy_allow_private=policy_allow_private,
     )
@@ -329,6 +332,11 @@ def _clients_file(given: Path | None) -> Path:
     return path
 
 
+def _bindings(allow_key: list[str] | None) -> str | None:
+    """What ``--allow-key`` says, as ``ROUTER_ALLOWED_KEYS`` says it."""
+    return ",".join(allow_key) if allow_key else None
+
+
 def _names(text: str | None) -> list[str] | None:
     return None if text is None else [name.strip() for name in text.split(",") if name.strip()]
 
@@ -346,9 +354,10 @@ def decide(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")] = False,
 ) -> None:
-    """Say which target a prompt would go to, without a server.
+    """Say which target a prompt would go to, without a server and without a policy.
 
-    Rows of JSONL hold "prompt" or "messages".
+    Rows of JSONL hold "prompt" or "messages". The score decides, as it does by the policy that comes along: a prompt
+    unlike the training data is marked, and goes elsewhere only where a policy says so (`unknown`).
     """
     from router.bundle import default_bundle_dir
     from router.predictor import load_predictor
@@ -357,7 +366,7 @@ def decide(
         raise UsageError("give a prompt, or - to read it from standard input")
     text = sys.stdin.read() if prompt in (None, "-") else prompt
     assert text is not None
-    prompts, many = _read_prompts(text)
+    prompts, many = _read_prompts(text, rows=prompt in (None, "-"))
     folder = bundle
     if folder is None:
         named = os.environ.get("ROUTER_BUNDLE")
@@ -389,6 +398,7 @@ def explain(
         list[str] | None,
         typer.Option("--header", metavar="NAME=VALUE", help="A header of the request; may be repeated."),
     ] = None,
+    allow_key: AllowKeyOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")] = False,
 ) -> None:
     """Say step by step why a request goes where it goes; nothing is sent.
@@ -402,7 +412,7 @@ def explain(
 
     headers = dict(map(_header, header or ()))
     content = _read_content(request)
-    settings, found = load_settings(policy=policy, bundle=bundle)
+    settings, found = load_settings(policy=policy, bundle=bundle, allowed_keys=_bindings(allow_key))
     in_force = load_gateway(settings, found).in_force
     read = read_route(content, in_force.policy.limits)
     if read.many:
@@ -422,14 +432,22 @@ def explain(
 def check(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="YAML, or JSON where the name ends in .json.")],
     bundle: BundleOption = None,
+    allow_key: AllowKeyOption = None,
+    ledger: Annotated[
+        bool, typer.Option("--ledger", help="For a server with a ledger: every target needs prices.")
+    ] = False,
 ) -> int:
     """Say what is wrong with a policy, a line each with its line number; or what it says, where nothing is.
 
-    The bundle is looked at too: whether it predicts the targets, and to the quality, that the policy asks for.
+    The bundle is looked at too: whether it predicts the targets, and to the quality, that the policy asks for. So is
+    what a server would ask for that is started with the same --allow-key, and with a ledger: ROUTER_ALLOWED_KEYS and
+    ROUTER_LEDGER count as they do there.
     """
+    from router.accounting import check_priced
     from router.errors import PolicyError
     from router.explain import shortcomings, summary
     from router.policy import parse_policy, placed
+    from router.trust import Trust
 
     try:
         content = file.read_bytes()
@@ -438,6 +456,11 @@ def check(
     try:
         policy = parse_policy(content, file)
         predictor = _fit(policy, file, bundle) if policy.uses_prediction() else None
+        allowed = _bindings(allow_key) or os.environ.get("ROUTER_ALLOWED_KEYS")
+        if allowed is not None:
+            Trust(allowed).check(policy, str(file))
+        if ledger or os.environ.get("ROUTER_LEDGER"):
+            check_priced(policy)
     except PolicyError as error:
         lines = placed(error.problems, content, file) if error.problems else [str(error)]
         for line in lines:
@@ -646,24 +669,24 @@ def _opened(flag: str | None, access: Access = "read", *, migrated: bool = True)
 def _decision(predictor: Predictor, prompt: Prompt, threshold: float) -> dict[str, Any]:
     started = time.perf_counter()
     prediction = predictor.predict([prompt])
-    flagged = bool(prediction.unfamiliar[0])
-    # As a policy does that says nothing else.
-    target = predictor.targets[-1 if flagged else int(prediction.choose(threshold)[0])]
     return {
-        "target": target,
+        "target": predictor.targets[int(prediction.choose(threshold)[0])],
         "score": float(prediction.score[0]),
         "threshold": threshold,
-        "reason": "unknown" if flagged else "predicted",
+        "reason": "predicted",
         "novelty": None if prediction.novelty is None else float(prediction.novelty[0]),
-        "unfamiliar": flagged,
+        "unfamiliar": bool(prediction.unfamiliar[0]),
         "quality": dict(zip(predictor.targets, map(float, prediction.quality[0]), strict=True)),
         "bundle": predictor.name,
         "decision_ms": round((time.perf_counter() - started) * 1e3, 3),
     }
 
 
-def _read_prompts(text: str) -> tuple[list[Prompt], bool]:
-    """The prompts in a text, and whether it is JSONL: its first line is an object that holds a prompt."""
+def _read_prompts(text: str, *, rows: bool) -> tuple[list[Prompt], bool]:
+    """The prompts in a text, and whether it is JSONL: its first line is an object, which is a row of ``rows``.
+
+    Elsewhere an object without a prompt is one itself.
+    """
     from router.features import prompt_from_text
 
     if not text.strip():
@@ -674,7 +697,7 @@ def _read_prompts(text: str) -> tuple[list[Prompt], bool]:
         row = json.loads(first)
     except (ValueError, RecursionError):
         row = None
-    if isinstance(row, dict) and row.keys() & {"prompt", "messages"}:
+    if isinstance(row, dict) and (rows or row.keys() & {"prompt", "messages"}):
         return list(_read_rows(lines)), True
     return [prompt_from_text(text)], False
 

@@ -8,7 +8,18 @@ from dataclasses import dataclass
 from router.capability import Needs
 from router.decision import Decision, decide, needs_prediction
 from router.gateway import InForce
-from router.policy import PREDICT, STRONG, ModeChoice, ModePrediction, Policy, Prices, StepRule, Tier
+from router.policy import (
+    PREDICT,
+    STRONG,
+    Cooldown,
+    ModeChoice,
+    ModePrediction,
+    Policy,
+    Prices,
+    StepRule,
+    Target,
+    Tier,
+)
 from router.schemas import RouteRequest, read_facts
 
 
@@ -65,6 +76,8 @@ def summary(policy: Policy) -> Iterator[str]:
     for name, target in policy.targets.items():
         limits = f"{target.context_window:,} tokens" if target.context_window else "no window declared"
         yield f"target   {name}: {target.model}, {_price(target.prices)}, {limits}"
+        if failing := list(_failing(target)):
+            yield f"           {'; '.join(failing)}"
     for name, tier in policy.tiers.items():
         default = " (the default tier)" if name == policy.default_tier else ""
         yield f"tier     {name}{default}: {_choice(tier, tier.default)} without a mode"
@@ -73,12 +86,30 @@ def summary(policy: Policy) -> Iterator[str]:
         if tier.modes:
             unknown = tier.default if tier.unknown_mode == "default" else tier.unknown_mode
             yield f"           any other mode: {_choice(tier, unknown)}"
+        if tier.escalate is not None:
+            held = ", streams held back for it" if tier.escalate.buffer_streams else ""
+            faults = " or ".join(sorted(tier.escalate.when))
+            yield f"           escalates to {tier.escalate.to} on {faults}{held}"
         for rule in tier.steps:
             yield f"           after {_conditions(rule)}: {rule.to}"
     for rule in policy.steps:
         yield f"steps    after {_conditions(rule)}: {rule.to}"
     for alias, meaning in policy.aliases.items():
         yield f"alias    {alias}: {meaning}"
+
+
+def _failing(target: Target) -> Iterator[str]:
+    """What happens where a target does not answer, as far as it is not what every target does."""
+    if target.fallbacks:
+        yield f"falls back to {', '.join(target.fallbacks)}"
+    if target.retries:
+        yield f"retried {target.retries} time{'s' if target.retries > 1 else ''}"
+    if target.cooldown is None:
+        yield "never cools down"
+    elif target.cooldown != Cooldown():
+        yield f"cools down for {target.cooldown.seconds:g} s after {target.cooldown.failures} failures in a row"
+    if target.max_concurrency is not None:
+        yield f"{target.max_concurrency} at a time, others wait {target.queue_seconds:g} s"
 
 
 def shortcomings(policy: Policy, environment: Mapping[str, str]) -> Iterator[str]:
@@ -115,16 +146,19 @@ def _choice(tier: Tier, choice: ModeChoice) -> str:
 
 
 def _conditions(rule: StepRule) -> str:
+    kinds, tools = " or ".join(rule.kind), " or ".join(rule.tool)
     said = [
-        *(("a result of " + " or ".join(rule.kind),) if rule.kind else ()),
-        *(("of the tool " + " or ".join(rule.tool),) if rule.tool else ()),
+        *((f"a result of {kinds}" + (f" by the tool {tools}" if tools else ""),) if kinds else ()),
+        *((f"a result of the tool {tools}",) if tools and not kinds else ()),
         *((f"over {rule.larger_than:,} characters",) if rule.larger_than is not None else ()),
         *((f"under {rule.smaller_than:,} characters",) if rule.smaller_than is not None else ()),
-        *(("an error" if rule.error else "no error",) if rule.error is not None else ()),
+        *(("that is an error" if rule.error else "that is no error",) if rule.error is not None else ()),
         *(
-            ("a failed test" if rule.failed_test else "no failed test",)
+            ("that is a failed test" if rule.failed_test else "that is no failed test",)
             if rule.failed_test is not None
             else ()
         ),
     ]
+    if said and not (kinds or tools):
+        said.insert(0, "a result")
     return ", ".join(said) or "any tool result"

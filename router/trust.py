@@ -24,7 +24,7 @@ from urllib.parse import urlsplit
 
 from router.errors import PolicyError, UsageError
 from router.fetch import is_loopback
-from router.policy import Policy, Target, printable
+from router.policy import Policy, Problem, Target, printable
 
 SETTING = "--allow-key (ROUTER_ALLOWED_KEYS)"
 _WHERE = "where keys are bound to hosts"
@@ -143,13 +143,14 @@ class Trust:
         problems = list(self.refusals(policy))
         if problems:
             more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-            raise PolicyError(f"{source}: {problems[0]}{more}")
+            raise PolicyError(f"{source}: {problems[0]}{more}", tuple(problems))
 
-    def refusals(self, policy: Policy) -> Iterator[str]:
-        """What a policy wants and may not have, one line each."""
+    def refusals(self, policy: Policy) -> Iterator[Problem]:
+        """What a policy wants and may not have."""
         for name, target in policy.targets.items():
-            for problem in self._target(target):
-                yield f"targets.{name}.{problem}"
+            for refusal in self._target(target):
+                field, _, why = refusal.partition(": ")
+                yield Problem(("targets", name, *field.split(".", 1)), why)
 
     def _target(self, target: Target) -> Iterator[str]:
         for field in sorted(target.model_fields_set - PLAIN_FIELDS):

@@ -65,11 +65,15 @@ def test_decide(run: Run) -> None:
     assert run("decide", "a hard question", "--threshold", "0.5")[1].startswith("weak  score 0.4000 ≤")
 
 
-def test_decide_sends_a_flagged_prompt_to_strong(run: Run) -> None:
-    line = "strong  score 0.0500 ≤ threshold 0.2000; unlike the training data\n"
+def test_decide_marks_a_flagged_prompt_and_decides_by_its_score(run: Run) -> None:
+    line = "weak  score 0.0500 ≤ threshold 0.2000; unlike the training data\n"
     assert run("decide", "something strange") == (0, line, "")
     answer = json.loads(run("decide", "something strange", "--json")[1])
-    assert (answer["target"], answer["reason"]) == ("strong", "unknown")
+    assert (answer["target"], answer["reason"]) == ("weak", "predicted")
+    # As the policy does that a server starts with where none is found.
+    asked = json.dumps({"prompt": "something strange"})
+    by_policy = json.loads(run("explain", "-", "--json", stdin=asked)[1])
+    assert (by_policy["target"], by_policy["reason"]) == ("cheap", "predicted")
     assert (answer["novelty"], answer["unfamiliar"]) == (2.5, True)
 
 
@@ -93,7 +97,10 @@ def test_decide_json_is_one_object(run: Run) -> None:
 def test_decide_reads_a_prompt_from_standard_input(run: Run) -> None:
     assert run("decide", "-", stdin="a hard\nquestion in two lines\n")[1].count("\n") == 1
     assert run("decide", stdin="hard")[1].startswith("strong")
-    assert run("decide", "-", stdin='{"question": "hard"}')[1].startswith("strong")  # a prompt that is JSON
+    # A prompt that is JSON, over several lines or as an argument; on one line it is a row.
+    assert run("decide", "-", stdin='{\n"question": "hard"}')[1].startswith("strong")
+    assert run("decide", '{"question": "hard"}')[1].startswith("strong")
+    assert run("decide", "-", stdin='["hard"]')[1].startswith("strong")
 
 
 def test_decide_reads_jsonl(run: Run) -> None:
@@ -112,6 +119,7 @@ def test_decide_reads_jsonl(run: Run) -> None:
         (["decide", "-"], '{"prompt": "x"}\n{"prompt": null}', 1, "line 2: 'prompt' must be a string"),
         (["decide", "-"], '{"prompt": "x"}\nnonsense', 1, "line 2: The body is not valid JSON"),
         (["decide", "-"], '{"prompts": ["x"], "prompt": 1}', 1, "line 1: "),
+        (["decide", "-"], '{"promt": "x"}', 1, "line 1: Give one of 'prompt', 'prompts' and 'messages'."),
         (["decide", "x", "--threshold", "2"], "", 2, "--threshold"),
         (["decide", "x", "--threshold", "much"], "", 2, "--threshold"),
         (["decide", "x", "y"], "", 2, "unexpected extra argument"),
@@ -298,6 +306,86 @@ def test_policy_check_says_what_a_policy_means(run: Run) -> None:
         "  warning  no prices for top: their requests cost nothing by the metrics",
     ):
         assert line in out.splitlines()
+
+
+FAILING = """\
+version: 1
+targets:
+  small: {model: openai/a, fallbacks: [large], retries: 2, cooldown: {failures: 5, seconds: 60}}
+  large: {model: openai/b, cooldown: null, max_concurrency: 8, queue_seconds: 2, api_key_env: SOME_KEY}
+  plain: {echo: true}
+tiers:
+  auto:
+    default: small
+    escalate: {to: large, when: [refusal, empty], buffer_streams: true}
+    steps:
+      - {kind: [read, web], tool: "mcp__*", larger_than: 8000, to: large}
+      - {tool: [todo, plan], to: small}
+      - {error: true, to: large}
+      - {to: stay}
+default_tier: auto
+"""
+
+
+def test_policy_check_says_what_happens_where_a_target_fails(run: Run) -> None:
+    Path("p.yaml").write_text(FAILING)
+    status, out, _ = run("policy", "check", "p.yaml")
+    assert status == 0
+    lines = [line.strip() for line in out.splitlines()]
+    small = next(number for number, line in enumerate(lines) if line.startswith("target   small"))
+    assert lines[small + 1 : small + 5 : 2] == [
+        "falls back to large; retried 2 times; cools down for 60 s after 5 failures in a row",
+        "never cools down; 8 at a time, others wait 2 s",
+    ]
+    assert lines[small + 5].startswith("tier     auto")  # plain has nothing of its own
+    tier = lines[small + 6 : small + 11]
+    assert tier == [
+        "escalates to large on empty or refusal, streams held back for it",
+        "after a result of read or web by the tool mcp__*, over 8,000 characters: large",
+        "after a result of the tool todo or plan: small",
+        "after a result, that is an error: large",
+        "after any tool result: stay",
+    ]
+
+
+def test_policy_check_knows_what_the_server_s_settings_refuse(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("p.yaml").write_text(FAILING)
+    bound = ("--allow-key", "SOME_KEY@api.openai.com")
+    refused = [
+        "p.yaml:3: targets.small.api_key_env: where keys are bound to hosts only openai/… with an api_base can do without"
+    ]
+    status, out, err = run("policy", "check", "p.yaml", *bound)
+    assert (status, out, err.splitlines()) == (1, "", refused)
+    refused.append(
+        "p.yaml:4: targets.large.api_key_env: the key SOME_KEY may not be sent to api.openai.com; "
+        "--allow-key (ROUTER_ALLOWED_KEYS) SOME_KEY@api.openai.com allows it"
+    )
+    monkeypatch.setenv("ROUTER_ALLOWED_KEYS", "OTHER_KEY@api.openai.com")
+    assert run("policy", "check", "p.yaml")[2].splitlines() == refused
+    assert run("policy", "check", "p.yaml", *bound)[2].splitlines() == refused[:1]  # the flag counts
+    assert run("policy", "check", "p.yaml", "--allow-key", "SOME_KEY")[0] == 2
+
+    monkeypatch.delenv("ROUTER_ALLOWED_KEYS")
+    unpriced = [
+        f"p.yaml:{line}: targets.{name}.prices: missing; the ledger counts what requests cost"
+        for line, name in ((3, "small"), (4, "large"))
+    ]
+    assert run("policy", "check", "p.yaml", "--ledger")[2].splitlines() == unpriced
+    monkeypatch.setenv("ROUTER_LEDGER", "default")
+    assert run("policy", "check", "p.yaml")[2].splitlines() == unpriced
+
+
+def test_explain_binds_keys_as_the_server_does(run: Run) -> None:
+    Path("router.yaml").write_text(POLICY)
+    asked = '{"prompt": "x", "model": "auto:plan"}'
+    assert run("explain", "-", stdin=asked)[0] == 0
+    key = "TEST_KEY_THAT_IS_NOT_SET@api.openai.com"
+    assert run("explain", "-", "--allow-key", key, stdin=asked)[0] == 0
+    status, out, err = run("explain", "-", "--allow-key", "OTHER_KEY@api.openai.com", stdin=asked)
+    assert (status, out) == (1, "")
+    assert "the key TEST_KEY_THAT_IS_NOT_SET may not be sent to api.openai.com" in err
 
 
 def test_policy_check_looks_at_the_bundle_too(run: Run, ladder_bundle: Path) -> None:

@@ -234,6 +234,16 @@ class TestKeepOrSwitch:
         hour = RULE.model_copy(update={"idle_seconds": 3600})
         assert weigh(known, "small", gain=-0.7, now=1300.1, rule=hour).leave is False
 
+    def test_a_cold_cache_makes_no_dearer_target_free(self) -> None:
+        known = session("small")
+        free = RULE.model_copy(update={"quality_dollars": 0.0})
+        assert weigh(known, "large", gain=0.4, now=1400.0) == Weighing(True, "cold")
+        found = weigh(known, "large", gain=0.4, now=1400.0, rule=free)
+        assert (found.why, found.leave) == ("weighed", False)
+        assert not weigh(known, "large", gain=None, now=1400.0).leave
+        # Back to the cheaper one it goes at once.
+        assert weigh(session("large"), "small", gain=-0.4, now=1400.0, rule=free) == Weighing(True, "cold")
+
     def test_another_context_is_decided_alone(self) -> None:
         assert weigh(session("large"), "small", context=900) == Weighing(True, "other_context")
 
