@@ -19,13 +19,14 @@ from dataclasses import replace
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
-from opentelemetry import propagate, trace
+from opentelemetry import trace
 from opentelemetry.context import Context
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.trace import Span, SpanKind, Status, StatusCode
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from opentelemetry.util.types import AttributeValue
 
 from router import __version__
@@ -38,6 +39,9 @@ from router.policy import printable
 from router.upstream import Usage
 
 T = TypeVar("T")
+
+# And no baggage: what a client puts there is nobody's business here, and its reader logs what it cannot read.
+_W3C = TraceContextTextMapPropagator()
 
 # The conventions' words for litellm's.
 _PROVIDERS = {
@@ -94,7 +98,7 @@ class Trace:
         self._propagates = propagates
         attributes = {"http.request.method": method, "http.route": path, "url.path": path}
         self._span = tracer.start_span(
-            f"{method} {path}", propagate.extract(headers), kind=SpanKind.SERVER, attributes=attributes
+            f"{method} {path}", _W3C.extract(headers), kind=SpanKind.SERVER, attributes=attributes
         )
         self._context = trace.set_span_in_context(self._span)
         # Calls whose end is to be told, by their attempt: with an answer that goes on, or since when there is none.
@@ -219,7 +223,7 @@ def _attributes(decision: Decision) -> dict[str, AttributeValue]:
 def _telling(to: Destination, span: Span) -> Destination:
     """The same destination, whose provider is told of the span, and of nothing else that the client's context holds."""
     headers: dict[str, str] = {}
-    propagate.inject(headers, trace.set_span_in_context(span, Context()))
+    _W3C.inject(headers, trace.set_span_in_context(span, Context()))
     params = dict(to.target.params)
     params["extra_headers"] = {**(params.get("extra_headers") or {}), **headers}
     return replace(to, target=to.target.model_copy(update={"params": params}))

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import os
 import signal
 import threading
@@ -264,7 +265,7 @@ def test_two_workers_answer_for_both_and_the_dead_are_not_in_flight(tmp_path: Pa
     shared = tmp_path / "shared"
     shared.mkdir()
     environment = {**ENVIRONMENT, "PROMETHEUS_MULTIPROC_DIR": str(shared)}
-    arguments = ("--workers", "2", "--ledger", str(tmp_path / "ledger.db"))
+    arguments = ("--workers", "2", "--ledger", str(tmp_path / "ledger.db"), "--log-format", "json")
     with provider() as upstream:
         (tmp_path / "router.yaml").write_text(POLICY.format(base=upstream.url))
         with serving(tmp_path, *arguments, environment=environment) as server:
@@ -307,3 +308,7 @@ def test_two_workers_answer_for_both_and_the_dead_are_not_in_flight(tmp_path: Pa
             until(back, 60)
             assert server.metric("router_requests_in_flight") == 0
             assert server.metric(f'router_requests_total{{path="{CHAT}",status="200"}}') == sent
+            server.stop()
+            said = [json.loads(line) for line in server.lines]  # of all three processes
+            assert sum(line["event"] == "request" for line in said) == sent
+            assert sum(line.get("message", "").endswith("died") for line in said) == 2
