@@ -88,14 +88,12 @@ def entry_of(
     """
     content = facts.content
     assert content is not None
-    # What began to answer, or was working on it when nobody waited any longer, is paid for.
-    paid = ("ok", "gone", "late")
-    billed = [one for one in attempts if one.outcome in paid or one.usage is not None or one.size]
-    last = billed[-1] if billed else None
+    paid = [attempt for attempt in attempts if _is_billed(attempt)]
+    last = paid[-1] if paid else None
     usage, estimated = _usage(last, content)
     target = policy.targets[decision.target]
     prices = _prices(target)
-    earlier = [_cost(attempt, content, policy) for attempt in billed[:-1]]
+    earlier = [_cost(attempt, content, policy) for attempt in paid[:-1]]
     earlier_cost = sum(cost for _, cost in earlier)
     strongest, strongest_cost = _strongest(policy, usage)
     cost = 0 if last is None else None if prices is None else prices.cost(usage)
@@ -106,7 +104,7 @@ def entry_of(
         client=client,
         tier=decision.tier,
         mode=decision.mode,
-        feature=_feature(headers),
+        feature=feature_of(headers),
         dialect=dialect,
         reason=decision.reason,
         score=decision.score,
@@ -151,6 +149,32 @@ def check_priced(policy: Policy) -> None:
         raise policy_error(problems)
 
 
+def worst_case(target: Target, content: Content | KnownContent) -> int:
+    """The most that a request should cost at a target, in nano-dollars: so much is held for it until it has ended.
+
+    The estimated input at the dearest of the target's prices for input; and each answer as long as the client allows, or
+    the target, where the client does not say :data:`router.capability.ANSWER_TOKENS` tokens.
+    """
+    prices = _prices(target)
+    if prices is None:
+        return 0
+    needs = content.needs
+    room = needs.room if target.max_output_tokens is None else min(needs.room, target.max_output_tokens)
+    tokens = needs.tokens
+    written = tokens if prices.cache_write > prices.input else 0
+    return prices.cost(Usage(input=tokens, output=room * needs.answers, cache_write=written))
+
+
+def billed(attempts: Sequence[Attempt], content: Content | KnownContent, policy: Policy) -> int:
+    """Nano-dollars that the calls which have ended were billed."""
+    return sum(_cost(attempt, content, policy)[1] for attempt in attempts if _is_billed(attempt))
+
+
+def _is_billed(attempt: Attempt) -> bool:
+    # What began to answer, or was working on it when nobody waited any longer, is paid for.
+    return attempt.outcome in ("ok", "gone", "late") or attempt.usage is not None or attempt.size > 0
+
+
 def _usage(attempt: Attempt | None, content: Content | KnownContent) -> tuple[Usage, bool]:
     """What a call used, and whether that is an estimate."""
     if attempt is None:
@@ -193,7 +217,8 @@ def _provider(target: Target) -> str:
     return "echo" if target.echo else target.model.partition("/")[0]
 
 
-def _feature(headers: Mapping[str, str]) -> str | None:
+def feature_of(headers: Mapping[str, str]) -> str | None:
+    """What a request is tagged with."""
     return printable(headers.get(FEATURE_HEADER, "").strip(), _LONGEST_FEATURE) or None
 
 

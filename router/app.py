@@ -21,7 +21,8 @@ from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
 from router import __version__
-from router.accounting import Ended, entry_of
+from router.account import Account
+from router.accounting import Ended, entry_of, feature_of
 from router.basis import state_of
 from router.capability import lacks
 from router.clients import Client
@@ -206,6 +207,7 @@ class Exchange:
         self._content: Content | KnownContent | None = None
         self._facts: RequestFacts | None = None
         self._prompt: Callable[[], Prompt] | None = None
+        self._account: Account | None = None
         self._body_bytes = 0
         self._arrived = now()
         self.dispatches = False  # until it is known to, and again when it is recorded
@@ -336,18 +338,24 @@ class Exchange:
         return replace(facts, session=self.gateway.sessions.get(self._session, now), now=now)
 
     async def decide(
-        self, facts: RequestFacts, prompt: Callable[[], Prompt], *, counted: bool = True
+        self, facts: RequestFacts, prompt: Callable[[], Prompt], *, counted: bool = True, spends: bool = False
     ) -> Decision:
         """Decide, and take the time; raises :class:`RequestError` for what the client may not ask for.
 
-        ``counted`` says whether an answer follows, so that the decision counts in the metrics.
+        ``counted`` says whether an answer follows, so that the decision counts in the metrics. With
+        ``spends``, what it may cost is held of its budgets.
         """
         if self.client is not None:
             self.client.check(self.in_force.policy, facts.model)
             facts = replace(facts, names=frozenset(self.client.names(self.in_force.policy)))
         self._facts, self._prompt = facts, prompt
         started = time.perf_counter()
+        self._account = self._own_account()
+        if self._account is not None:
+            facts = self._account.known_to(facts)
         self.decision = await self.gateway.decide(self.in_force, facts, prompt)
+        if self._account is not None and spends:
+            await self._afford(self._account, facts, prompt)
         seconds = time.perf_counter() - started
         self.decision_ms = seconds * 1e3
         if self.trace is not None:
@@ -355,6 +363,32 @@ class Exchange:
         if counted:
             self.gateway.metrics.decided(self.decision, self.in_force.policy, seconds)
         return self.decision
+
+    def _own_account(self) -> Account | None:
+        policy, purse = self.in_force.policy, self.gateway.purse
+        if policy.budgets is None or purse is None:
+            return None
+        feature = feature_of(self.request.headers)
+        return Account(purse, policy, self.client_id, feature, self._arrived, self.gateway.metrics)
+
+    async def _afford(self, account: Account, facts: RequestFacts, prompt: Callable[[], Prompt]) -> None:
+        """Hold what the decision may cost; where there is no room, decide once more or raise :class:`RequestError`, 402."""
+        content = facts.content
+        assert self.decision is not None
+        assert content is not None
+        over = facts.at_limit is not None
+        full = await account.hold(self.decision.target, content, force=over)
+        if full is not None:
+            facts = account.at_limit(facts, full)
+            self.decision = await self.gateway.decide(self.in_force, facts, prompt)
+            await account.hold(self.decision.target, content, force=True)
+        if facts.at_limit is not None:
+            self.gateway.metrics.budget("cheapest")
+
+    async def hold_again(self, target: str) -> None:
+        """Hold what the call that begins may cost, where an earlier one was held for."""
+        if self._account is not None and self._content is not None and len(self.attempts) > 1:
+            await self._account.hold_again(target, self._content, self.attempts[:-1])
 
     async def send(self, names: Sequence[str], call: Callable[[Destination], Awaitable[T]]) -> Sent[T]:
         """Send to the first of these targets that answers; raises what :meth:`Failover.send` does."""
@@ -447,7 +481,9 @@ class Exchange:
             Strict, and it could not be kept.
         """
         ledger, decision, facts = self.gateway.ledger, self.decision, self._facts
-        if ledger is None or decision is None or facts is None or not self.dispatches:
+        if decision is None or facts is None or not self.dispatches:
+            return
+        if ledger is None and self._account is None:
             return
         self.dispatches = False
         seconds, gone = time.perf_counter() - self.started, status == CLIENT_GONE
@@ -470,6 +506,10 @@ class Exchange:
             headers=self.request.headers,
             decided=self._decided.target if self._decided else None,
         )
+        if self._account is not None:
+            self._account.settle(entry)
+        if ledger is None:
+            return
         if self.in_force.policy.capture is None or gone or not ledger.takes(entry):
             await ledger.write(entry)
             return
@@ -504,6 +544,8 @@ class Exchange:
 
     def finish(self, status: int) -> None:
         """Count and log; called once, when the answer is complete."""
+        if self._account is not None:
+            self._account.settle(None)  # where nothing was recorded
         seconds = time.perf_counter() - self.started
         self.gateway.metrics.answered(self.path, status, seconds)
         if self.first_seconds is not None and self.decision is not None:
@@ -651,7 +693,7 @@ async def _converse(exchange: Exchange) -> Response:
         inbound = replace(inbound, families=exchange.in_force.families(facts.session.targets))
 
     async def answer() -> Response:
-        await exchange.decide(facts, inbound.prompt)
+        await exchange.decide(facts, inbound.prompt, spends=True)
         return await _answer(exchange, inbound, facts.content)
 
     return await unless_gone(exchange.request.receive, answer())
@@ -667,6 +709,7 @@ async def _answer(exchange: Exchange, inbound: Inbound, content: Content | Known
 
     async def call(to: Destination) -> Answer | Stream | Held:
         dispatcher = exchange.gateway.dispatcher
+        await exchange.hold_again(to.name)
         if not inbound.stream:
             return await dispatcher.complete(to, inbound)
         stream = await dispatcher.stream(to, inbound)

@@ -107,6 +107,12 @@ class Needs:
         """Tokens to keep free for the answer."""
         return self.answer or ANSWER_TOKENS
 
+    @property
+    def answers(self) -> int:
+        """How many answers the client asks for at once."""
+        asked = self._body.get("n")
+        return asked if isinstance(asked, int) and asked > 1 else 1
+
     @cached_property
     def at_most(self) -> int:
         """A bound of :attr:`tokens` that costs nothing: the body's bytes, and what images and files add to them."""
@@ -142,6 +148,7 @@ class KnownNeeds:
     features: frozenset[Capability] = frozenset()
     answer: int = 0
     tokens: int = 0
+    answers: int = 1
 
     @property
     def room(self) -> int:

@@ -171,6 +171,13 @@ def serve(
             help="Share sessions with other servers and workers: redis://… or postgresql://…; each has its own by default.",
         ),
     ] = None,
+    budget_store: Annotated[
+        str | None,
+        typer.Option(
+            metavar="WHERE",
+            help="Where the policy's budgets are counted: a file, postgresql://… or redis://…; with the ledger by default.",
+        ),
+    ] = None,
     reload_seconds: Annotated[
         float | None,
         typer.Option(
@@ -220,6 +227,7 @@ def serve(
         ledger=ledger,
         ledger_durability=ledger_durability,
         session_store=session_store,
+        budget_store=budget_store,
         reload_seconds=reload_seconds,
         allowed_keys=_bindings(allow_key),
         policy_allow_redirects=policy_allow_redirects,

@@ -22,6 +22,7 @@ Reason = Literal[
     "sticky",
     "predicted",
     "unknown",
+    "budget",
     "capability",
     "fallback",
     "escalated",
@@ -51,6 +52,8 @@ class RequestFacts:
         The targets that this client may use; None where it may use all.
     names : frozenset of str or None
         What this client may ask for by name; None where that is all.
+    at_limit : str or None
+        Why only the cheapest target is left: a budget has no room for another.
     """
 
     model: str = "auto"
@@ -61,6 +64,7 @@ class RequestFacts:
     now: float = 0.0
     allowed: frozenset[str] | None = None
     names: frozenset[str] | None = None
+    at_limit: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,9 +82,10 @@ class Decision:
         result that the request ends in. ``default``: what the tier gives a request without a known mode. ``sticky``: the
         session stays where it is, in the middle of a step or because leaving a warm cache does not pay. ``predicted``: by
         the bundle. ``unknown``: the bundle flagged the prompt as unlike its training data, and the policy says where such
-        prompts go. ``capability``: the target that was chosen cannot take the request, this one above it can. Of what
-        happened after the decision: ``fallback``: the target that was decided on did not answer, this one did.
-        ``escalated``: its answer was none, and this one was asked once more.
+        prompts go. ``budget``: a cheaper target, since a budget has no room for another or has to last. ``capability``: the
+        target that was chosen cannot take the request, this one above it can. Of what happened after the decision:
+        ``fallback``: the target that was decided on did not answer, this one did. ``escalated``: its answer was none, and
+        this one was asked once more.
     tier, mode : str or None
         The tier that decided (none where pinned), and the mode that the client gave, even an unknown one.
     score, threshold : float or None
@@ -136,12 +141,19 @@ def decide(facts: RequestFacts, policy: Policy, prediction: Prediction | None = 
     """
     case = _Case(facts, policy)
     decision = _looked_up(case) or case.weighed(case.predicted(prediction), prediction)
-    return case.able(decision)
+    return case.able(case.affordable(decision))
 
 
 def _looked_up(case: _Case) -> Decision | None:
     """What is decided without a prediction, by the first stage that knows; None where one is needed."""
-    return case.pinned() or case.by_mode() or case.by_step() or case.by_default() or case.stays()
+    return (
+        case.pinned()
+        or case.by_mode()
+        or case.by_step()
+        or case.by_default()
+        or case.stays()
+        or case.out_of_budget()
+    )
 
 
 class _Case:
@@ -244,6 +256,12 @@ class _Case:
         self._note("stay", f"ends in {self._read()}: stays at {incumbent}")
         return self._decision(incumbent, "sticky")
 
+    def out_of_budget(self) -> Decision | None:
+        """Nothing is predicted where only the cheapest target is left."""
+        if self.facts.at_limit is None or self.tier.predict is None:
+            return None
+        return self._decision(self.tier.predict.named()[0], "budget")
+
     def predicted(self, prediction: Prediction | None) -> Decision:
         """By the prediction, or where the policy sends what it flags.
 
@@ -319,6 +337,39 @@ class _Case:
         model = targets[incumbent].model
         return replace(decision, target=incumbent, model=model, reason="sticky")
 
+    def affordable(self, decision: Decision) -> Decision:
+        """The decision, or where a budget is at its limit the cheapest target that can take the request.
+
+        Of a tier's request it is the cheapest of those that the tier leads to, of a pinned one of those that the client may
+        ask for.
+        """
+        if self.facts.at_limit is None:
+            return decision
+        content, policy = self.facts.content, self.policy
+        tokens = Tokens(input=0, output=1) if content is None else _tokens(content)
+        cost = {
+            name: 0.0 if target.prices is None else policy.costs([name], tokens)[0]
+            for name, target in policy.targets.items()
+            if name == decision.target
+            or (
+                self._may_use(name)
+                and (content is None or lacks(target, content.needs) is None)
+                and (
+                    self.tier.leads_to(name)
+                    if self.target is None
+                    else self.facts.names is None or name in self.facts.names
+                )
+            )
+        }
+        cheapest = min(cost, key=lambda name: (cost[name], name != decision.target))
+        self._note("budget", f"{self.facts.at_limit}: {cheapest}, the cheapest that can take it")
+        trail = tuple(self.trail)
+        if cheapest == decision.target:
+            return replace(decision, trail=trail)
+        return replace(
+            decision, target=cheapest, model=policy.targets[cheapest].model, reason="budget", trail=trail
+        )
+
     def able(self, decision: Decision) -> Decision:
         """The decision, or the next target up that can take the request. What a client pinned is its own affair."""
         content = self.facts.content
@@ -329,8 +380,7 @@ class _Case:
         if lack is None:
             self._note("capability", f"{decision.target} can take it")
             return replace(decision, trail=tuple(self.trail))
-        tokens = Tokens(input=needs.tokens, output=needs.room)
-        for name in self.policy.dearer(decision.target, tokens):
+        for name in self.policy.dearer(decision.target, _tokens(content)):
             if (
                 self._may_use(name)
                 and self._may_move_to(name)
@@ -394,6 +444,10 @@ class _Case:
             unknown_mode=self.unknown_mode,
             trail=tuple(self.trail),
         )
+
+
+def _tokens(content: Content | KnownContent) -> Tokens:
+    return Tokens(input=content.needs.tokens, output=content.needs.room)
 
 
 def _address(facts: RequestFacts, policy: Policy) -> Address:

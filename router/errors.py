@@ -65,6 +65,10 @@ class LedgerError(RouterError):
     """The ledger cannot be opened, read or written. The message never holds a password of its URL."""
 
 
+class BudgetError(RouterError):
+    """Where budgets are counted cannot be opened, read or written. The message never holds a password of its URL."""
+
+
 class RequestError(RouterError):
     """A request to the server is wrong; becomes an HTTP 4xx in the dialect's error shape.
 

@@ -36,11 +36,15 @@ from router.shared_sessions import Place, SharedSessions, session_place
 if TYPE_CHECKING:
     from router.ledger import Ledger
     from router.live import Live
+    from router.purse import Purse
     from router.tracing import Tracing
 
 logger = logging.getLogger("router")
 
 NOT_CAPTURED = "the policy has prompts captured, but no ledger is kept (--ledger): none is"
+_UNCOUNTED = (
+    "budgets: they have to be counted somewhere; start with --ledger, or say where with --budget-store"
+)
 
 
 class BundleFacts(Protocol):
@@ -120,9 +124,9 @@ class InForce:
 class Gateway:
     """One server's state; parameters as for :class:`InForce`, which it starts with.
 
-    ``clients`` are those who may use it; anybody, where there are none. ``ledger`` is open, and closed with the gateway.
-    ``place`` is where sessions are shared with other servers; they stay in this process, where it is None.
-    ``live`` keeps policy and bundle as their sources say, where they have such.
+    ``clients`` are those who may use it; anybody, where there are none. ``ledger`` is open, and closed with the gateway,
+    and so is ``purse``, which a policy with budgets needs. ``place`` is where sessions are shared with other servers; they
+    stay in this process, where it is None. ``live`` keeps policy and bundle as their sources say, where they have such.
     """
 
     live: Live | None = None
@@ -136,9 +140,11 @@ class Gateway:
         clients: ClientKeys | None = None,
         ledger: Ledger | None = None,
         place: Place | None = None,
+        purse: Purse | None = None,
     ) -> None:
         self.environment = os.environ if environment is None else environment
         self.ledger = ledger
+        self.purse = purse
         self.put_in_force(self.bind(policy, predictor))
         self.clients = clients
         self.dispatcher = Dispatcher()
@@ -156,6 +162,10 @@ class Gateway:
         """What would be in force with these; :class:`PolicyError` where it cannot be: with a ledger every target needs prices."""
         if self.ledger is not None:
             check_priced(policy)
+        if policy.budgets is not None:
+            if self.purse is None:
+                raise PolicyError(_UNCOUNTED)
+            self.purse.start()
         return InForce(policy, predictor, self.environment)
 
     def put_in_force(self, in_force: InForce) -> None:
@@ -194,6 +204,8 @@ class Gateway:
         finally:
             if self.shared is not None:
                 await asyncio.to_thread(self.shared.close)
+            if self.purse is not None:
+                await asyncio.to_thread(self.purse.close)
             if self.ledger is not None:
                 await asyncio.to_thread(self.ledger.close)
             if self.tracing is not None:
@@ -223,11 +235,14 @@ def load_gateway(settings: Settings, policy: Policy) -> Gateway:
     source = policy_source(settings)
     bundle = settings.bundle or default_bundle_dir()
 
+    purse = None
+
     def made(policy: Policy) -> Gateway:
         predictor = _predictor(settings, policy, bundle)
-        return Gateway(policy, predictor, clients=clients, ledger=ledger, place=place)
+        return Gateway(policy, predictor, clients=clients, ledger=ledger, place=place, purse=purse)
 
     try:
+        purse = _purse(settings, policy, ledger)
         try:
             gateway = made(policy)
         except PolicyError as error:
@@ -238,8 +253,9 @@ def load_gateway(settings: Settings, policy: Policy) -> Gateway:
             policy = kept
             gateway = made(policy)
     except BaseException:
-        if ledger is not None:
-            ledger.close()
+        for opened in (purse, ledger):
+            if opened is not None:
+                opened.close()
         raise
     if secret is not None:
         gateway.login_secret = secret
@@ -267,6 +283,22 @@ def _tracing(settings: Settings) -> Tracing | None:
             "pip install 'llm-difficulty-router[otel]'"
         ) from None
     return open_tracing(propagates=settings.tracing == "propagate")
+
+
+def _purse(settings: Settings, policy: Policy, ledger: Ledger | None) -> Purse | None:
+    """The purse; connected where the policy has budgets, since a later one may."""
+    if settings.budget_store is None and ledger is None:
+        return None
+    from router.budget_store import LedgerPast, open_store, store_beside
+    from router.purse import Purse
+
+    if settings.budget_store is not None:
+        store = open_store(settings.budget_store)
+    else:
+        assert ledger is not None
+        store = store_beside(ledger.url)
+    purse = Purse(store, None if ledger is None else LedgerPast(ledger.url))
+    return purse if policy.budgets is None else purse.open()
 
 
 def _predictor(settings: Settings, policy: Policy, bundle: Path) -> PromptPredictor | None:

@@ -219,6 +219,12 @@ class Metrics:
             registry=self._registry,
             multiprocess_mode="livemax",
         )
+        self._budgets = Counter(
+            "router_budget_decisions",
+            "Requests that a budget changed something for, by what.",
+            ("outcome",),
+            registry=self._registry,
+        )
         self._reloads = {
             "policy": Counter(
                 "router_policy_reloads",
@@ -331,6 +337,10 @@ class Metrics:
 
     def session_store_away(self, away: bool) -> None:
         self._session_store_away.set(away)
+
+    def budget(self, outcome: str) -> None:
+        """A budget changed something for a request: ``refused``, ``cheapest``, ``paced``, …"""
+        self._budgets.labels(outcome).inc()
 
     def ledger(self, stats: LedgerStats) -> None:
         """What the ledger has done, as of now."""

@@ -30,6 +30,7 @@ from pydantic import (
     model_validator,
 )
 
+from router.budgets import Amounts, Budgets, Pacing
 from router.errors import PolicyError, UsageError
 from router.sessions import SessionRule
 
@@ -471,6 +472,7 @@ class Policy(_Section):
     limits: Limits = Limits()
     sessions: SessionRule = SessionRule()
     capture: Capture | None = None
+    budgets: Budgets | None = None
     server: Server = Server()
 
     @property
@@ -881,6 +883,9 @@ _KEYS = frozenset(
         Bar,
         ModePrediction,
         StepRule,
+        Budgets,
+        Amounts,
+        Pacing,
         Limits,
         Capture,
         Server,
@@ -961,6 +966,11 @@ def _wrong_references(policy: Policy) -> Iterator[tuple[Loc, str]]:
         elif policy._address(name) is None:
             yield ("aliases", alias), f"{name} is no target, tier or tier:mode"
     yield from _wrong_ways_out(policy)
+    if policy.budgets is not None:
+        unpriced = [name for name, one in policy.targets.items() if one.prices is None and not one.echo]
+        yield from (
+            (("targets", name), "prices is missing: budgets count what it costs") for name in unpriced
+        )
 
 
 def _wrong_ways_out(policy: Policy) -> Iterator[tuple[Loc, str]]:

@@ -31,6 +31,7 @@ _SURROGATE = re.compile(rb"\\u[dD][89abAB]", re.ASCII)
 _TYPES = {
     400: "invalid_request_error",
     401: "authentication_error",
+    402: "insufficient_quota",
     403: "permission_error",
     404: "not_found_error",
     405: "invalid_request_error",

@@ -65,6 +65,8 @@ class Settings(BaseSettings):
         ``redis://…`` or ``postgresql://…``, where servers share sessions; each process has its own where it is None.
     tracing : {"off", "on", "propagate"}
         Whether requests are traced, and whether providers are told of the trace: see :mod:`router.tracing`.
+    budget_store : str or None
+        Where budgets are counted, as :func:`router.budget_store.open_store` reads it; by default with the ledger.
     reload_seconds : float or None
         How often policy and bundle are looked at again; 0 is never. Every second otherwise, a URL every 30.
     allowed_keys : str or None
@@ -90,6 +92,7 @@ class Settings(BaseSettings):
     ledger: str | None = None
     ledger_durability: Literal["batched", "strict"] = "batched"
     session_store: str | None = None
+    budget_store: str | None = None
     reload_seconds: Annotated[float, Field(ge=0, le=86_400)] | None = None
     allowed_keys: str | None = None
     policy_allow_redirects: bool = False
