@@ -158,6 +158,27 @@ def test_without_neighbours_no_embedding_is_kept() -> None:
     assert all(array.dtype != object for array in arrays.values())
 
 
+def test_what_one_target_teaches_of_difficulty_serves_the_others(random: np.random.Generator) -> None:
+    """Both targets fail along the same direction; the second has labels for few rows only."""
+    seen, fresh = labelled(900), labelled(1_500, seed=1)
+    hard = random.normal(size=seen.features.embedding.shape[1])
+
+    def chance(data: Labelled) -> Floats:
+        along = data.features.embedding @ hard
+        return np.asarray(1.0 / (1.0 + np.exp(1.5 * (along - along.mean()) / along.std())), dtype=np.float64)
+
+    quality = (random.random((900, 2)) < chance(seen)[:, None]).astype(np.float64)
+    quality[60:, 1] = np.nan
+    few = np.arange(60)
+    together = prepare(fit_parts(seen.features, quality, ["factors"], 0))
+    alone = prepare(fit_parts(seen.features.take(few), quality[few], ["factors"], 0))
+    known = [
+        np.corrcoef(predict_part("factors", fresh.features, arrays)[:, 1], chance(fresh))[0, 1]
+        for arrays in (together, alone)
+    ]
+    assert known[0] > known[1] + 0.05, known
+
+
 def test_progress_is_told_once_a_fold_and_once_at_the_end() -> None:
     data, calls = labelled(120), []
     QualityEstimator(TARGETS, folds=3).fit(

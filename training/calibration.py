@@ -9,6 +9,9 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 
+# How many rows the straight line counts as that the isotonic curve is averaged with.
+LINE_ROWS = 500
+
 
 @dataclass(frozen=True, slots=True)
 class GainCurve:
@@ -31,8 +34,9 @@ def fit_gain_curve(raw: Floats, gain: Floats, weight: Floats | None = None, *, b
     Isotonic regression is a step function, and steps are ties: every threshold inside one is the same threshold.
     Centred isotonic regression (Oron and Flournoy 2017, doi 10.1080/19466315.2017.1286256) joins the centres of the
     steps by straight lines instead. Rows are first averaged in equal-count bins, so that single outliers at the ends
-    make no steps of their own; where the fit is flat throughout, the curve keeps a slope of a thousandth, for
-    ranking is worth something even where the level is not known.
+    make no steps of their own. What comes out is averaged with the straight line of least squares, which counts as
+    ``LINE_ROWS`` rows, since the steps of few rows are mostly noise. Where the fit is flat throughout, the curve keeps a
+    slope of a thousandth, for ranking is worth something even where the level is not known.
 
     Parameters
     ----------
@@ -64,6 +68,11 @@ def fit_gain_curve(raw: Floats, gain: Floats, weight: Floats | None = None, *, b
     if len(x) == 1:
         x = np.array([x[0] - 1.0, x[0] + 1.0])
         y = np.array([y[0] - 1e-3, y[0] + 1e-3])
+    mean, at = np.average(gain, weights=counts), np.average(raw, weights=counts)
+    spread = float(np.average((raw - at) ** 2, weights=counts))
+    rise = max(float(np.average((raw - at) * gain, weights=counts)) / max(spread, 1e-12), 1e-3)
+    share = len(raw) / (len(raw) + LINE_ROWS)
+    y = share * y + (1.0 - share) * (mean + rise * (x - at))
     return GainCurve(x=x, y=y, slope=float((y[-1] - y[0]) / (x[-1] - x[0])))
 
 

@@ -1,4 +1,4 @@
-"""Fit the quality heads: four parts, stacked and calibrated on rows they were not fitted on."""
+"""Fit the quality heads: five parts, stacked and calibrated on rows they were not fitted on."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ from router.predictor import (
     stack,
     tfidf,
     tree_inputs,
+    unit_rows,
 )
 from training.calibration import fit_gain_curve, fit_quality_curve
 from training.dataset import split_folds
@@ -38,8 +39,11 @@ RIDGE = 1000.0
 # The kernel regression's: how many training prompts span it, and its penalty.
 CENTRES = 1500
 KERNEL_RIDGE = 5.0
-# How far stacking weights are drawn to equal ones, in units of a part's variance.
-STACK_SHRINKAGE = 0.3
+# The factorisation's: its rank is at most this, and its penalty, times the square root of the rows.
+FACTORS = 16
+FACTOR_PENALTY = 0.134
+# How far a stacking weight is expected to lie from the common one: its standard deviation, as a share of that one.
+STACK_SPREAD = 0.25
 INNER_FOLDS = 5
 
 
@@ -171,7 +175,9 @@ def fit_stack(raw: Floats, quality: Floats, weight: Floats) -> dict[str, Array]:
     """Weights of the parts: non-negative ridge regression of the observed gains on the parts' gains.
 
     The ridge draws to equal weights on standardised parts instead of to zero, since on few rows equal weights are hard
-    to beat and on many the data speaks.
+    to beat and on many the data speaks. How hard it draws is what Bayes' rule gives for weights that are normally distributed
+    around the common one: the variance of the gains that the parts leave, over the variance of a weight. Of single answers,
+    right or wrong, little can be foreseen: there it counts as some thousand rows.
 
     Parameters
     ----------
@@ -195,10 +201,12 @@ def fit_stack(raw: Floats, quality: Floats, weight: Floats) -> dict[str, Array]:
     z = root[:, None] * centred / spread
     y = root * (observed - np.average(observed, weights=counts))
     together = z.sum(axis=1)
-    # Where the parts together show nothing, a little of each is kept: it ranks no worse than no score at all.
-    least = 0.02 * float(np.sqrt(np.mean(y**2))) / len(raw)
+    # Where the parts together show nothing, a little of each is kept: few rows are no proof that there is nothing.
+    least = 0.1 * float(np.sqrt((y**2).sum() / counts.sum())) / len(raw)
     equal = max(float(together @ y) / max(float(together @ together), 1e-12), least)
-    pull = np.sqrt(STACK_SHRINKAGE * counts.sum())
+    free = np.linalg.lstsq(z, y, rcond=None)[0]
+    noise = np.sqrt(((y - z @ free) ** 2).sum() / counts.sum())
+    pull = float(noise) / max(STACK_SPREAD * equal, 1e-12)
     weights, _ = nnls(
         np.vstack([z, pull * np.eye(len(raw))]), np.concatenate([y, np.full(len(raw), pull * equal)])
     )
@@ -421,9 +429,61 @@ def _fit_linear(
     return fitted
 
 
+def _fit_factors(
+    features: Features, quality: Floats, weight: Floats, arrays: Arrays, seed: int
+) -> dict[str, Array]:
+    """Logistic regression whose coefficients, dimensions by targets, are a product of two factors with a ridge on both.
+
+    That draws the coefficients to low rank (it is their nuclear norm: Srebro, Rennie and Jaakkola 2005, "Maximum-margin matrix
+    factorization"): the targets share the directions in which prompts are hard, and differ in how much that costs them. So
+    the labels of one teach about the others, which with few labels counts most. RouteLLM's matrix factorisation has this
+    form (arXiv 2406.18665, §4.2). The noise that a penalty on the nuclear norm must outweigh grows as the square root of the
+    rows, and so does the penalty (Negahban and Wainwright 2011, arXiv 0912.5100).
+    """
+    from scipy.optimize import minimize
+    from scipy.special import expit
+
+    x = unit_rows(features.embedding)
+    dimension, targets = x.shape[1], quality.shape[1]
+    rank = min(FACTORS, targets)
+    labelled = ~np.isnan(quality)
+    counts = np.where(labelled, weight[:, None], 0.0)
+    q = np.where(labelled, quality, 0.0)
+    share = np.clip((counts * q).sum(axis=0) / np.maximum(counts.sum(axis=0), 1e-12), 1e-3, 1.0 - 1e-3)
+    penalty = FACTOR_PENALTY * float(np.sqrt(weight.sum()))
+    start = np.random.default_rng(seed).normal(0.0, 0.1, (dimension + targets, rank))
+
+    def split(flat: Floats) -> tuple[Floats, Floats, Floats, Floats]:
+        both = flat[:-targets].reshape(dimension + targets, rank)
+        return both, both[:dimension], both[dimension:], flat[-targets:]
+
+    def loss(flat: Floats) -> tuple[float, Floats]:
+        both, projection, model, level = split(flat)
+        hidden = x @ projection.astype(np.float32)
+        logit = hidden @ model.T + level
+        error = counts * (expit(logit) - q)
+        entropy = float((counts * (np.logaddexp(0.0, logit) - q * logit)).sum())
+        gradient = np.concatenate([x.T @ (error @ model).astype(np.float32), error.T @ hidden])
+        return (
+            entropy + 0.5 * penalty * float((both**2).sum()),
+            np.concatenate([(gradient + penalty * both).ravel(), error.sum(axis=0)]),
+        )
+
+    found = minimize(
+        loss,
+        np.concatenate([start.ravel(), np.log(share / (1.0 - share))]),
+        jac=True,
+        method="L-BFGS-B",
+        options={"maxiter": 100},
+    ).x
+    _, projection, model, level = split(found)
+    return {"factors.coef": (projection @ model.T).astype(np.float32), "factors.intercept": level}
+
+
 _FITS: Mapping[str, Callable[[Features, Floats, Floats, Arrays, int], dict[str, Array]]] = {
     "words": _fit_words,
     "kernel": _fit_kernel,
     "trees": _fit_trees,
     "linear": _fit_linear,
+    "factors": _fit_factors,
 }
