@@ -99,6 +99,7 @@ class Run:
 
     p50_ms: float
     p95_ms: float
+    p99_ms: float
     per_second: float
     cpu_ms: float
 
@@ -168,6 +169,7 @@ async def measure(subject: Subject, concurrency: int, numbers: range) -> Run:
     return Run(
         p50_ms=statistics.median(ranked) * 1e3,
         p95_ms=ranked[int(0.95 * len(ranked))] * 1e3,
+        p99_ms=ranked[int(0.99 * len(ranked))] * 1e3,
         per_second=len(numbers) / elapsed,
         cpu_ms=cpu / len(numbers) * 1e3,
     )

@@ -39,13 +39,28 @@ def main() -> None:
                     copy(ROOT / name, source)
         for said in of("RUN")[: len([said for said in of("RUN") if "/opt/router" in said])]:
             words = [word.replace("/opt/router", str(target)) for word in shlex.split(said)]
-            words[0] = sys.executable if words[0] == "python" else words[0]
+            words[0] = base_python() if words[0] == "python" else words[0]
             subprocess.run(words, cwd=source, check=True, stdout=subprocess.DEVNULL)
         shutil.rmtree(source)
         size = sum(path.lstat().st_size for path in target.rglob("*")) / 2**20
         print(f"/opt/router: {size:.0f} MB beside the base image")
         assert not list(target.rglob("site-packages/torch")), "no torch"
         serve(target, state)
+
+
+def base_python() -> str:
+    """A Python that another user may run, where there is one."""
+    for path in (sys.executable, shutil.which("python3", path="/usr/local/bin:/usr/bin")):
+        if path is None:
+            continue
+        test = [path, "-c", "import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))"]
+        user = USER if os.geteuid() == 0 else None
+        try:
+            if subprocess.run(test, user=user, group=user, capture_output=True, cwd="/").returncode == 0:
+                return path
+        except PermissionError:
+            pass
+    raise SystemExit("image_alone: no Python 3.11 that every user may run")
 
 
 def copy(path: Path, folder: Path) -> None:

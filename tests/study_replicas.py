@@ -54,7 +54,8 @@ PRICES = {
     "small": (Fraction(1, 4), Fraction(1, 40), Fraction(2)),
     "large": (Fraction(5), Fraction(1, 2), Fraction(25)),
 }
-FEATURE = "capped"  # one session in five has a budget
+FEATURE = "capped"  # one session in five has a budget, of about half of what it would spend
+BUDGET = Fraction(6, 100_000)  # dollars for each request of the run
 KILL_AT, STOP_AT = 0.35, 0.65  # of the requests
 DATABASE_AWAY = 3.0  # seconds
 ATTEMPTS = 6
@@ -73,6 +74,7 @@ class Billed:
     input: int
     cached: int
     output: int
+    capped: bool
 
     @property
     def nano(self) -> int:
@@ -89,14 +91,14 @@ def provider_app() -> Starlette:
     async def chat(request: Request) -> Response:
         body = json.loads(await request.body())
         id, *tokens = body["user"].split()
-        given, cached, output = map(int, tokens)
+        given, cached, output, capped = map(int, tokens)
         usage = {
             "prompt_tokens": given,
             "completion_tokens": output,
             "total_tokens": given + output,
             "prompt_tokens_details": {"cached_tokens": cached},
         }
-        log.append([id, body["model"], given, cached, output])
+        log.append([id, body["model"], given, cached, output, bool(capped)])
         head = {"id": f"chatcmpl-{id}", "created": 1, "model": body["model"]}
         if body.get("stream"):
             return StreamingResponse(events(head, usage), media_type="text/event-stream")
@@ -359,7 +361,7 @@ def request(id: str, step: Step, session: str, *, stream: bool, capped: bool) ->
         "model": "auto",
         "messages": messages,
         "max_tokens": output,
-        "user": f"{id} {context} {cached} {output}",
+        "user": f"{id} {context} {cached} {output} {capped:d}",
     }
     body = json.dumps(content | ({"stream": True} if stream else {})).encode()
     lines = [
@@ -421,7 +423,14 @@ def study(durability: str, total: int, concurrency: int, folder: Path) -> dict[s
     database.start()
     try:
         with provider() as upstream:
-            policy = policy_file(base / "policy.yaml", f"http://127.0.0.1:{upstream}/v1", modes=MODES)
+            budgets = {
+                "features": {FEATURE: {"month": float(BUDGET * total)}},
+                "at_limit": "refuse",
+                "pacing": None,
+            }
+            policy = policy_file(
+                base / "policy.yaml", f"http://127.0.0.1:{upstream}/v1", modes=MODES, budgets=budgets
+            )
             flags = [
                 f"--policy={policy}", f"--ledger={database.url}", f"--ledger-durability={durability}",
                 f"--session-store={database.url}",
@@ -444,7 +453,7 @@ def study(durability: str, total: int, concurrency: int, folder: Path) -> dict[s
             finally:
                 for server in servers:
                     server.close()
-        return compare(database.url, load, events, billed, seconds)
+        return compare(database.url, load, events, billed, seconds, round(BUDGET * total * 10**9))
     finally:
         database.stop()
 
@@ -482,8 +491,10 @@ def settle(servers: Sequence[Replica], data: Path) -> None:
         time.sleep(0.2)
 
 
-def compare(url: str, load: Load, events: Events, billed: Sequence[Billed], seconds: float) -> dict[str, Any]:
-    """The ledger beside the provider's record and the client's."""
+def compare(
+    url: str, load: Load, events: Events, billed: Sequence[Billed], seconds: float, budget: int
+) -> dict[str, Any]:
+    """The ledger beside the provider's record and the client's; ``budget`` in nano-dollars."""
     by_id = {one.id: one for one in billed}
     with psycopg.connect(url) as connection:
         rows = connection.execute("SELECT request, cost, usage_estimated FROM entries").fetchall()
@@ -491,6 +502,8 @@ def compare(url: str, load: Load, events: Events, billed: Sequence[Billed], seco
     answered = {id: one for id, one in load.answers.items() if one.status == 200}
     lost = sorted(answered.keys() - costs.keys())
     found = [by_id[id] for id in costs if id in by_id]
+    capped = [one for one in billed if one.capped]
+    refused = [number for number, one in enumerate(load.answers.values()) if one.status == 402]
     independent = sum(one.nano for one in found)
     engine = open_engine(ledger_url(url))
     checked = check(engine)
@@ -527,6 +540,12 @@ def compare(url: str, load: Load, events: Events, billed: Sequence[Billed], seco
         "nano_dollars_apart": sum(costs.values()) - independent,
         "spend_apart": read_spend(url).total.cost - sum(costs.values()),
         "ledger_check": list(checked.problems),
+        "budget_dollars": budget / 1e9,
+        "budget_spent_dollars": sum(one.nano for one in capped) / 1e9,
+        "budget_overshoot_dollars": max(sum(one.nano for one in capped) - budget, 0) / 1e9,
+        "budget_dearest_request_dollars": max(one.nano for one in capped) / 1e9,
+        "budget_refused": len(refused),
+        "budget_first_refused_at": round(refused[0] / len(load.answers), 2) if refused else None,
         "sessions_judged": load.judged,
         "strays": len(load.strays),
         "strays_in_calm": len(calm),
