@@ -47,7 +47,6 @@ from router.ledger_store import check, ledger_url, open_engine
 from router.spend import read_spend
 from router.traffic import FAMILIES, Step, generate
 
-OUT = Path(__file__).parent / "STUDY_REPLICAS.md"
 SCALE = 20  # tokens of a made-up session that one of ours stands for
 # As in the policy of tests/replicas.py; dollars per million tokens.
 PRICES = {
@@ -557,6 +556,65 @@ def compare(
 NOBODY = Answer(0, "", "", 0.0, 0.0)
 
 
+def told(one: Mapping[str, Any]) -> dict[str, str]:
+    """A run's figures, each with what it is."""
+    statuses, lost = one["statuses"], one["lost_ended_before_the_kill_ms"]
+    other = sum(count for status, count in statuses.items() if status not in ("200", "402"))
+    first = one["budget_first_refused_at"]
+    return {
+        "requests": f"{one['requests']:,}",
+        "answers 200; 402; others": f"{statuses.get('200', 0):,}; {statuses.get('402', 0):,}; {other:,}",
+        "calls without a complete answer, made again": f"{one['calls_without_answer']:,}",
+        "calls under way when a server was killed, at both": f"{one['in_flight_when_killed']}",
+        "calls that the provider answered": f"{one['provider_calls']:,}",
+        "rows of these": f"{one['provider_calls'] - one['billed_without_row']:,}",
+        "**answered to the client, and no row**": f"**{one['answered_and_lost']}**",
+        "of these, how long before the kill the earliest ended": f"{max(lost)} ms" if lost else "–",
+        "answered to nobody, and no row": f"{one['billed_without_row'] - one['answered_and_lost']}",
+        "rows that are there twice": f"{one['rows_twice']}",
+        "rows of calls that the provider does not know": f"{one['rows_unknown_to_the_provider']}",
+        "rows that cost another amount than theirs": f"{one['rows_that_cost_something_else']}",
+        "dollars of the rows": f"{one['dollars']:,.9f}",
+        "dollars of the same calls by the provider's record": f"{one['dollars_by_the_provider_s_record']:,.9f}",
+        "**difference, in billionths**": f"**{one['nano_dollars_apart']}**",
+        "`router spend` apart from the rows, in billionths": f"{one['spend_apart']}",
+        "`router ledger check`": "; ".join(one["ledger_check"]) or "adds up",
+        "budget, dollars": f"{one['budget_dollars']:.6f}",
+        "spent of it, by the provider's record": f"{one['budget_spent_dollars']:.6f}",
+        "**overshoot, dollars**": f"**{one['budget_overshoot_dollars']:.6f}**",
+        "the dearest single request of it": f"{one['budget_dearest_request_dollars']:.6f}",
+        "first refused after this share of the run": "–" if first is None else f"{first:.0%}",
+        "requests that should stay at their session's target": f"{one['sessions_judged']:,}",
+        "that did not; of these while all was well": f"{one['strays']}; {one['strays_in_calm']}",
+        "server back, database back after": f"{one['server_back_s']} s, {one['database_away_s']} s",
+        "requests/s": f"{one['per_second']:.0f}",
+        "p50, p99": f"{one['p50_ms']:.0f} ms, {one['p99_ms']:.0f} ms",
+    }
+
+
+def page(results: Mapping[str, Mapping[str, Any]], concurrency: int) -> str:
+    """The report, for people."""
+    columns = {name: told(one) for name, one in results.items()}
+    first = next(iter(columns.values()))
+    lines = [
+        "# Two replicas, one killed, the database restarted",
+        "",
+        f"`make study-replicas`: {first['requests']} requests of made-up agent sessions, half of them streamed, at",
+        f"concurrency {concurrency}, shared out in turn between two servers on one PostgreSQL (ledger, budgets, sessions).",
+        f"After {KILL_AT:.0%} of them one server is killed (`kill -9`) and started again; after {STOP_AT:.0%} the database is",
+        f"stopped for {DATABASE_AWAY:g} s. The client asks the other server where it gets no complete answer; each call has an",
+        "id, which the provider writes down with the tokens that it counts. One session in five has a budget, of about half",
+        "of what it would spend; beyond it requests are refused. Load generator, provider, servers and database share two",
+        "cores, with other work beside them: the times are no measure of speed.",
+        "",
+        f"| | {' | '.join(f'`{name}`' for name in columns)} |",
+        f"| --- |{' --- |' * len(columns)}",
+        *(f"| {what} | {' | '.join(one[what] for one in columns.values())} |" for what in first),
+        "",
+    ]
+    return "\n".join(lines)
+
+
 def say(what: str) -> None:
     print(f"study-replicas: {what}", file=sys.stderr, flush=True)
 
@@ -581,6 +639,11 @@ def main() -> None:
         for durability in [options.only] if options.only else ["strict", "batched"]:
             results[durability] = study(durability, options.requests, options.concurrency, Path(folder))
             print(json.dumps({durability: results[durability]}, indent=2), flush=True)
+    text = page(results, options.concurrency)
+    if options.out is None:
+        print(text, file=sys.stderr)
+    else:
+        options.out.write_text(text)
 
 
 if __name__ == "__main__":

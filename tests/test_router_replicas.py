@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import secrets
+from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +24,7 @@ from router.upstream import Usage
 
 RUN = secrets.token_hex(4)  # Redis remembers the sessions of runs before
 CHAT = "/v1/chat/completions"
+BUDGET = 100_000  # nano-dollars
 CHEAP = NanoPrices.of(Prices(input=0.25, output=2, cached_read=0.025))
 FRONTIER = NanoPrices.of(Prices(input=5, output=25, cached_read=0.5, cache_write=6.25))
 
@@ -43,7 +46,8 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
         pytest.skip("ROUTER_TEST_REDIS_URL is not set: a Redis server is needed")
     folder = tmp_path_factory.mktemp("replicas")
     with own_schema() as ledger, provider() as upstream:
-        policy = policy_file(folder / "policy.yaml", upstream.url)
+        budgets = {"features": {"capped": {"month": BUDGET / 1e9}}, "at_limit": "refuse", "pacing": None}
+        policy = policy_file(folder / "policy.yaml", upstream.url, budgets=budgets)
         flags = [
             f"--policy={policy}", f"--ledger={ledger}", "--ledger-durability=strict", f"--session-store={redis}",
         ]  # fmt: skip
@@ -62,9 +66,10 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
 def ask(replica: Replica, session: str, *messages: dict[str, Any], **more: Any) -> httpx.Response:
     headers = {"x-router-session": f"{session} of {RUN}", **more.pop("headers", {})}
     body = {"model": "auto", "messages": [{"role": "user", "content": "Fix it."}, *messages], **more}
-    return httpx.post(f"{replica.url}{CHAT}", json=body, headers=headers, timeout=30).raise_for_status()
+    return httpx.post(f"{replica.url}{CHAT}", json=body, headers=headers, timeout=30)
 
 
+USED = Usage(USAGE["prompt_tokens"], USAGE["completion_tokens"], 4)
 CALL = {
     "role": "assistant",
     "content": None,
@@ -75,6 +80,7 @@ PLAN = {"headers": {"x-router-mode": "plan"}}
 
 
 def test_a_session_stays_at_its_target_whoever_is_asked(pair: Pair) -> None:
+    assert httpx.get(f"{pair.there.url}/readyz").json()["session_store"] == "ready"
     planned = ask(pair.here, "a", **PLAN)
     assert planned.headers["x-router-target"] == "frontier"
     for number, replica in enumerate([pair.there, pair.here, pair.there, pair.there], 1):
@@ -95,12 +101,34 @@ def test_the_spend_of_both_adds_up(pair: Pair) -> None:
         ask((pair.here, pair.there)[number % 2], "sum", **(PLAN if number < 2 else {}))
     found = read_spend(pair.ledger, by="session")
     [group] = [one for one in found.groups if one.value not in before]
-    usage = Usage(USAGE["prompt_tokens"], USAGE["completion_tokens"], 4)
     assert group.sums.requests == 6
-    assert group.sums.cost == 2 * FRONTIER.cost(usage) + 4 * CHEAP.cost(usage)
+    assert group.sums.cost == 2 * FRONTIER.cost(USED) + 4 * CHEAP.cost(USED)
     engine = open_engine(ledger_url(pair.ledger))
     assert check(engine).problems == ()
     engine.dispose()
+
+
+def test_a_budget_holds_for_both_together(pair: Pair) -> None:
+    """Forty requests at once to the two of them, where there is money for a dozen."""
+    headers = {"x-router-feature": "capped"}
+
+    def one(number: int) -> int:
+        replica = (pair.here, pair.there)[number % 2]
+        return ask(replica, f"capped-{number}", max_tokens=3, headers=headers).status_code
+
+    with ThreadPoolExecutor(16) as threads:
+        statuses = Counter(threads.map(one, range(40)))
+    assert statuses.keys() == {200, 402}
+    cost = CHEAP.cost(USED)
+    spent = next(
+        group.sums.cost for group in read_spend(pair.ledger, by="feature").groups if group.value == "capped"
+    )
+    assert spent == statuses[200] * cost <= BUDGET
+    # One more at a time finds room until there is none for what a request may cost, and then at neither.
+    while one(0) == 200:
+        spent += cost
+    assert BUDGET - 3 * cost < spent <= BUDGET
+    assert one(1) == 402
 
 
 def test_a_session_outlives_the_server_that_began_it(pair: Pair) -> None:
