@@ -54,7 +54,7 @@ PRICES = {
     "large": (Fraction(5), Fraction(1, 2), Fraction(25)),
 }
 FEATURE = "capped"  # one session in five has a budget, of about half of what it would spend
-BUDGET = Fraction(6, 100_000)  # dollars for each request of the run
+BUDGET = Fraction(9, 100_000)  # dollars for each request of the run
 KILL_AT, STOP_AT = 0.35, 0.65  # of the requests
 DATABASE_AWAY = 3.0  # seconds
 ATTEMPTS = 6
