@@ -130,10 +130,16 @@ class OnnxEncoder:
             head = (room + 1) // 2
             ids = [self._first, *inner[:head], *inner[len(inner) - (room - head) :], self._last]
         tokens = np.array([ids], dtype=np.int64)
-        feed = {"input_ids": tokens, "attention_mask": np.ones_like(tokens)}
-        if "token_type_ids" in self._inputs:
-            feed["token_type_ids"] = np.zeros_like(tokens)
-        states: NDArray[np.float32] = self._session.run(None, feed)[0][0]
+        feed = {name: tokens if name == "input_ids" else self._filler(name, tokens) for name in self._inputs}
+        found: NDArray[np.float32] = self._session.run(None, feed)[0][0]
+        return found if found.ndim == 1 else self._pool(found)
+
+    @staticmethod
+    def _filler(name: str, tokens: NDArray[np.int64]) -> NDArray[np.int64]:
+        return np.ones_like(tokens) if name == "attention_mask" else np.zeros_like(tokens)
+
+    def _pool(self, states: NDArray[np.float32]) -> Vector:
+        """Of a model that was exported without its pooling."""
         pooled = states.mean(axis=0) if self.config.pooling == "mean" else states[0]
         if self.config.normalize:
             pooled = pooled / max(float(np.linalg.norm(pooled)), 1e-12)

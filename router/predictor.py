@@ -17,6 +17,8 @@ and training predicts through it too.
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -391,21 +393,20 @@ def _sigmoid(x: Floats) -> Floats:
 def tfidf(features: Features, idf: Array) -> NDArray[np.float32]:
     """Values of the n-grams: (1 + log count) · idf, each row of unit length. Shape (entries,)."""
     grams = features.ngrams
-    values = (1.0 + np.log(grams.count)) * idf[grams.bucket]
-    rows = np.repeat(np.arange(len(features)), np.diff(grams.start))
-    norms = np.sqrt(np.bincount(rows, weights=values * values, minlength=len(features)))
-    norms[norms == 0] = 1.0
-    unit: NDArray[np.float32] = (values / norms[rows]).astype(np.float32)
-    return unit
+    values: NDArray[np.float32] = ((1.0 + np.log(grams.count)) * idf[grams.bucket]).astype(np.float32)
+    for start, end in itertools.pairwise(grams.start.tolist()):
+        row = values[start:end]
+        row /= math.sqrt(row @ row) or 1.0
+    return values
 
 
 def _words(features: Features, arrays: Arrays) -> Floats:
     values = tfidf(features, arrays["words.idf"])
-    rows = np.repeat(np.arange(len(features)), np.diff(features.ngrams.start))
     coefficients = arrays["words.coef"][:, features.ngrams.bucket]  # (T, entries)
-    logits = np.stack(
-        [np.bincount(rows, weights=row * values, minlength=len(features)) for row in coefficients], axis=1
-    ).astype(np.float64)
+    logits = np.empty((len(features), len(coefficients)))
+    # Row by row: for one prompt, which is what a server asks for, each operation on sparse rows costs more than the product.
+    for i, (start, end) in enumerate(itertools.pairwise(features.ngrams.start.tolist())):
+        logits[i] = coefficients[:, start:end] @ values[start:end]
     return _sigmoid(logits + arrays["words.intercept"])
 
 
@@ -459,19 +460,29 @@ def tree_inputs(features: Features, arrays: Arrays) -> Floats:
 
 def _trees(features: Features, arrays: Arrays) -> Floats:
     inputs = tree_inputs(features, arrays)
-    feature, threshold = arrays["trees.feature"], arrays["trees.threshold"]
-    children, value = arrays["trees.children"].ravel(), arrays["trees.value"]
     roots = arrays["trees.root"]  # (T, K), -1 where a target has fewer trees
-    present = roots >= 0
-    node = np.broadcast_to(np.maximum(roots, 0).ravel(), (len(inputs), roots.size))
-    # take() on flat arrays: for one prompt, indexing by pairs of arrays costs twice as much as what it fetches.
-    row = np.arange(len(inputs))[:, None] * inputs.shape[1]
-    for _ in range(int(arrays["trees.depth"].item())):  # a leaf is its own child
-        goes_right = inputs.take(row + feature.take(node)) > threshold.take(node)
-        node = children.take(2 * node + goes_right)
-    leaves = value.take(node).reshape(len(inputs), *roots.shape)
-    total: Floats = np.where(present, leaves, 0.0).sum(axis=2) + arrays["trees.baseline"]
+    result = np.empty((len(inputs), len(roots)))
+    for start in range(0, len(inputs), 1024):  # bounds memory at 1024 × nodes
+        rows = slice(start, start + 1024)
+        result[rows] = np.where(roots >= 0, _leaves(inputs[rows], arrays), 0.0).sum(axis=2)
+    total: Floats = result + arrays["trees.baseline"]
     return total
+
+
+def _leaves(inputs: Floats, arrays: Arrays) -> Floats:
+    """The value of the leaf that each row ends at in each tree, shape (n, T, K).
+
+    Every node is asked at once, and then each tree is walked down: a few operations on all nodes take less than many on some.
+    """
+    children, roots = arrays["trees.children"], arrays["trees.root"]
+    goes_right = inputs.take(arrays["trees.feature"], axis=1) > arrays["trees.threshold"]  # (n, nodes)
+    row = len(children) * np.arange(len(inputs))[:, None]
+    below = row + np.where(goes_right, children[:, 1], children[:, 0])  # in flat positions of (n, nodes)
+    node = row + np.maximum(roots, 0).ravel()
+    for _ in range(int(arrays["trees.depth"].item())):  # a leaf is its own child
+        node = below.take(node)
+    leaves: Floats = arrays["trees.value"].take(node - row).reshape(len(inputs), *roots.shape)
+    return leaves
 
 
 def linear_inputs(features: Features, arrays: Arrays) -> Floats:

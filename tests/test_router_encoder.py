@@ -51,7 +51,22 @@ def test_of_a_long_text_the_first_and_last_half_window_are_read(
     first, *inner, last = all_ids(encoder, LONG)
     assert len(inner) > 4_000
     assert recorder.fed[0]["input_ids"].tolist() == [[first, *inner[:head], *inner[-tail:], last]]
-    assert recorder.fed[0]["attention_mask"].tolist() == [[1] * window]
+
+
+def test_a_model_that_wants_a_mask_is_given_one(recorded: tuple[OnnxEncoder, Recorder]) -> None:
+    encoder, recorder = recorded
+    encoder._inputs = {"input_ids", "attention_mask", "token_type_ids"}
+    encoder.encode("one two three")
+    (feed,) = recorder.fed
+    assert feed["attention_mask"].tolist() == [[1] * len(feed["input_ids"][0])]
+    assert feed["token_type_ids"].tolist() == [[0] * len(feed["input_ids"][0])]
+
+
+def test_a_model_that_pools_itself_is_left_alone(recorded: tuple[OnnxEncoder, Recorder]) -> None:
+    encoder, recorder = recorded
+    given = np.array([[3.0, 4.0]], dtype=np.float32)
+    recorder.run = lambda outputs, feed: [given]  # type: ignore[method-assign]
+    assert np.array_equal(encoder.encode("one two three"), given[0])
 
 
 def test_a_text_that_fills_the_window_is_read_whole(recorded: tuple[OnnxEncoder, Recorder]) -> None:
