@@ -16,6 +16,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from fastapi import FastAPI, Request, Response
+from starlette.background import BackgroundTask
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
@@ -63,6 +64,7 @@ logger = logging.getLogger("router")
 
 T = TypeVar("T")
 Complete = TypeVar("Complete", Answer, Held, Answer | Held)
+Handle = Callable[["Exchange"], Coroutine[Any, Any, Response]]
 
 # Who counted the tokens of an answer of count_tokens: ``provider``, or ``estimate``.
 TOKEN_COUNT_HEADER = "x-router-token-count"
@@ -118,55 +120,47 @@ def create_app(settings: Settings | None = None, gateway: Gateway | None = None)
         openapi_url=None,
     )
 
+    def serve(
+        path: str,
+        handle: Handle,
+        dialect: Dialect = CHAT,
+        *,
+        method: str = "POST",
+        counted: bool = True,
+    ) -> None:
+        async def endpoint(request: Request) -> Response:
+            return await Exchange(request, gateway, dialect).run(handle, counted=counted)
+
+        # Starlette's plain route: what FastAPI's reads of a function's signature, a gateway's bodies have no use for.
+        app.add_route(path, endpoint, methods=[method])
+
     # Kilo's own provider, the one that sends x-kilocode-mode, puts this path behind its base URL.
-    @app.post("/api/openrouter/chat/completions")
-    @app.post(CHAT.path)
-    async def chat_completions(request: Request) -> Response:
-        return await Exchange(request, gateway, CHAT).run(_converse)
+    serve("/api/openrouter/chat/completions", _converse)
+    serve(CHAT.path, _converse)
+    serve(MESSAGES.path, _converse, MESSAGES)
+    serve(RESPONSES.path, _converse, RESPONSES)
+    serve(COUNT_PATH, _count_tokens, MESSAGES)
+    serve("/v1/route", _route)
+    serve("/v1/models", _models, method="GET", counted=False)
+    serve("/metrics", _metrics, method="GET", counted=False)
+    serve("/v1/spend", _spend, method="GET", counted=False)
 
-    @app.post(MESSAGES.path)
-    async def messages(request: Request) -> Response:
-        return await Exchange(request, gateway, MESSAGES).run(_converse)
-
-    @app.post(RESPONSES.path)
-    async def responses(request: Request) -> Response:
-        return await Exchange(request, gateway, RESPONSES).run(_converse)
-
-    @app.post(COUNT_PATH)
-    async def count_tokens(request: Request) -> Response:
-        return await Exchange(request, gateway, MESSAGES).run(_count_tokens)
-
-    @app.post("/v1/route")
-    async def route(request: Request) -> Response:
-        return await Exchange(request, gateway).run(_route)
-
-    @app.get("/v1/models")
-    async def models(request: Request) -> Response:
-        return await Exchange(request, gateway).run(_models, counted=False)
-
-    @app.get("/healthz")
-    async def healthz() -> Response:
+    async def healthz(request: Request) -> Response:
         return _json_response({"status": "ok"})
 
-    @app.get("/readyz")
     async def readyz(request: Request) -> Response:
         return _readyz(request, gateway)
 
-    @app.get("/metrics")
-    async def metrics(request: Request) -> Response:
-        return await Exchange(request, gateway).run(_metrics, counted=False)
-
-    @app.get("/v1/spend")
-    async def spend(request: Request) -> Response:
-        return await Exchange(request, gateway).run(_spend, counted=False)
-
     dashboard = Dashboard(gateway)
-    app.get(DASHBOARD)(dashboard.page)
+    app.add_route(DASHBOARD, dashboard.page, methods=["GET"])
     app.mount(DASHBOARD, dashboard.app)
 
-    @app.get("/openapi.json")
-    async def openapi() -> Response:
+    async def openapi(request: Request) -> Response:
         return _json_response(description(__version__))
+
+    app.add_route("/healthz", healthz, methods=["GET"])
+    app.add_route("/readyz", readyz, methods=["GET"])
+    app.add_route("/openapi.json", openapi, methods=["GET"])
 
     @app.exception_handler(HTTPException)
     async def http_error(request: Request, error: HTTPException) -> Response:
@@ -233,9 +227,7 @@ class Exchange:
         own = {"threshold_override": self.client.threshold_override, "explain": self.client.explain}
         return limits.model_copy(update=own)
 
-    async def run(
-        self, handle: Callable[[Exchange], Coroutine[Any, Any, Response]], *, counted: bool = True
-    ) -> Response:
+    async def run(self, handle: Handle, *, counted: bool = True) -> Response:
         """Answer with what ``handle`` returns, or with its error in the client's dialect; never a traceback.
 
         ``counted`` says whether the request counts in the client's rates, the metrics and the log.
@@ -277,7 +269,13 @@ class Exchange:
             except LedgerError as error:
                 logger.error("id=%s %s", self.id, error)
                 response = self._error(RequestError("The request could not be recorded.", status=503), 503)
-            self.finish(response.status_code)
+            status = response.status_code
+
+            async def finish() -> None:
+                self.finish(status)
+
+            # With the answer on its way, and before any other request is read: nothing is awaited in between.
+            response.background = BackgroundTask(finish)
         return response
 
     def _left(self) -> None:
@@ -788,7 +786,8 @@ async def _route(exchange: Exchange) -> Response:
             )
         return answers
 
-    answers = await unless_gone(exchange.request.receive, decisions())
+    # One decision is made before it would be noticed that nobody waits for it.
+    answers = await (unless_gone(exchange.request.receive, decisions()) if body.many else decisions())
     if body.many:
         exchange.decision = None  # one header cannot speak for many prompts
         return _json_response({"decisions": answers}, headers=exchange.headers())
