@@ -466,15 +466,6 @@ def test_an_encoder_that_behaves_differently_is_caught_by_the_probes(
     one_line(caught.value)
 
 
-def test_other_pooling_under_the_same_hash_is_caught_by_the_probes(
-    tiny_bundle: Path, encoder_dir: Path
-) -> None:
-    encoder = OnnxEncoder(encoder_dir)
-    encoder.config = replace(encoder.config, pooling="cls")
-    with pytest.raises(BundleError, match="a probe scored"):
-        Predictor(load_bundle(tiny_bundle), encoder)
-
-
 @pytest.mark.parametrize("score", [0.5, float("nan")])
 def test_a_probe_with_another_score_is_caught(bundle_copy: Path, score: float) -> None:
     lines = (bundle_copy / PROBES_FILE).read_text(encoding="utf-8").splitlines()
