@@ -17,15 +17,18 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from sqlalchemy import Connection
 from sqlalchemy.exc import SQLAlchemyError
 
+from router import panels
 from router.entry import Entry, NanoPrices
 from router.errors import RouterError
 from router.ledger import Ledger
@@ -169,11 +172,32 @@ def measure_queries(where: str) -> dict[str, Any]:
                     "median_s": round(statistics.median(seconds), 3),
                     "worst_s": round(max(seconds), 3),
                 } | ({"cpu_s": round(statistics.median(cpu), 3)} if reader.dialect.name == "sqlite" else {})
+        figures["dashboard"] = measure_dashboard(connection)
         spend = query_spend(connection)
         figures["requests"] = spend.total.requests
         for table in ("hour_sums", "day_sums"):
             figures[table] = connection.exec_driver_sql(f"SELECT count(*) FROM {table}").scalar()
     reader.dispose()
+    return figures
+
+
+def measure_dashboard(connection: Connection) -> dict[str, float]:
+    """Median seconds of what the dashboard asks for, as on the month's last day."""
+    now = datetime.fromtimestamp((FIRST + MONTH_HOURS * HOUR) / 1e6 - 1, UTC)
+    figures = {}
+    for name in panels.RANGES:
+        period = panels.Period.of(name, now)
+        asks: dict[str, Callable[[], Any]] = {
+            **{
+                f"spend by {by}": lambda by=by, period=period: panels.spend(connection, by, period)  # type: ignore[misc]
+                for by in ("mode", "key", "session")
+            },
+            "reasons": lambda period=period: panels.reasons(connection, period),  # type: ignore[misc]
+            "scores": lambda period=period: panels.scores(connection, period, "default@1", 0.2),  # type: ignore[misc]
+            "requests": lambda period=period: panels.requests(connection, period),  # type: ignore[misc]
+        }
+        for what, ask in asks.items():
+            figures[f"{name}: {what}"] = round(statistics.median(timed(ask, 5)), 3)
     return figures
 
 

@@ -21,7 +21,7 @@ PRICES = {
 MODELS = {"small": "openai/small-1", "medium": "openai/medium-1", "frontier": "anthropic/frontier-1"}
 CLIENTS = ("web-team", "mobile-team", "ci", "data-team", "support-bot")
 _AT = {"plan": "frontier", "architect": "frontier", "ask": "medium"}
-_WHEN = (9, 10, 11, 13, 14, 15, 16, 20)  # o'clock
+_WHEN = (1, 3, 5, 6, 7, 8, 9, 10, 11, 13, 14, 15, 16, 17, 20)  # o'clock
 
 
 def sessions(until: int, days: int, each_day: int, bundle: str, threshold: float) -> list[Entry]:
@@ -32,7 +32,7 @@ def sessions(until: int, days: int, each_day: int, bundle: str, threshold: float
     midnight = until // DAY * DAY
     for day, number in itertools.product(range(days), range(each_day)):
         weekend = (midnight // DAY - day + 3) % 7 > 4  # 1970 began on a Thursday
-        if weekend and number % 4:
+        if weekend and number % 3:
             continue
         start = midnight - day * DAY + int((random.choice(_WHEN) + random.random()) * DAY / 24)
         client = random.choices(CLIENTS, (8, 5, 3, 2, 1))[0]

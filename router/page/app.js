@@ -2,7 +2,7 @@
 
 import { gap, histogram, stacks, tradeoff } from "./charts.js";
 import { find, html, svg, table } from "./dom.js";
-import { count, exact, milliseconds, money, percent, score, slotName, slotTitle, time } from "./format.js";
+import { count, exact, milliseconds, money, moneyTick, percent, score, slotName, slotTitle, time, unbroken } from "./format.js";
 
 const WHY = {
   pinned: "The request named its target",
@@ -66,7 +66,10 @@ async function load(parts = ["spend", "routing", "requests"]) {
   main.removeAttribute("aria-busy");
   const problems = ends.map((end) => end.reason).filter((reason) => reason && reason.status !== 401);
   const noLedger = problems.some((problem) => problem.status === 404);
-  document.body.classList.toggle("no-ledger", noLedger);
+  if (document.body.classList.contains("no-ledger") !== noLedger) {
+    document.body.classList.toggle("no-ledger", noLedger);
+    redraw();  // what is left has another width
+  }
   notice(noLedger ? null : problems[0] ?? null, noLedger);
 }
 
@@ -88,9 +91,10 @@ function notice(problem, noLedger) {
 
 function showSpend() {
   const { spend } = shown;
-  const cut = spend.summary.lastIndexOf(": ");
-  find("answer").textContent = cut < 0 ? spend.summary : `${spend.summary.slice(0, cut)}.`;
-  const sizes = cut < 0 ? "" : spend.summary.slice(cut + 2);
+  const summary = unbroken(spend.summary);
+  const cut = summary.lastIndexOf(": ");
+  find("answer").textContent = cut < 0 ? summary : `${summary.slice(0, cut)}.`;
+  const sizes = cut < 0 ? "" : summary.slice(cut + 2);
   find("sizes").textContent = `${sizes.charAt(0).toUpperCase()}${sizes.slice(1)}`;
   const all = spend.total;
   const strongest = all.cost_usd + all.saved_usd_estimate;
@@ -128,7 +132,8 @@ function showOverTime() {
   const { slots: names, titles, every } = slots();
   const what = unit === "usd" ? "Dollars" : "Tokens";
   stacks(find("over-time"), {
-    label: `${what} by ${every} and ${spend.by}`, slots: names, titles, groups, words, rest: `${what} by ${every}, UTC`,
+    label: `${what} by ${every} and ${spend.by}`, slots: names, titles, groups, words,
+    tick: unit === "usd" ? moneyTick : count, rest: `${what} by ${every}, UTC`,
   });
 }
 
@@ -170,7 +175,7 @@ function showSaving() {
   const { slots: names, titles } = slots();
   gap(find("saving"), {
     label: "Dollars so far, paid and at the strongest target", slots: names, titles, lower,
-    upper: lower.map((paid, slot) => paid + saved[slot]), names: ["paid", "always the strongest (est.)"], words: money,
+    upper: lower.map((paid, slot) => paid + saved[slot]), names: ["paid", "always the strongest (est.)"], words: money, tick: moneyTick,
     rest: `${money(saved.at(-1))} saved so far (est.): the same tokens at the strongest target's prices`,
   });
 }
@@ -197,7 +202,7 @@ function showScores() {
   const { scores, thresholds, bundle } = shown.routing;
   const threshold = thresholds[0]?.threshold ?? null;
   if (!scores.bins.length) {
-    const why = bundle ? `None of the ${exact(scores.requests)} newest requests in this time was scored by ${bundle}.` : "This policy predicts nothing: no request has a score.";
+    const why = !scores.requests ? "No requests in this time." : bundle ? `None of the ${exact(scores.requests)} newest requests in this time was scored by ${bundle}.` : "This policy predicts nothing: no request has a score.";
     find("scores").replaceChildren(html("p", { class: "empty muted" }, why));
     return;
   }

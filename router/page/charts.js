@@ -1,20 +1,26 @@
 // Charts in SVG: drawn to the width that there is, read with pointer or arrow keys, and each with its numbers as a table.
 
 import { html, svg, table } from "./dom.js";
+import { score } from "./format.js";
 
 const LEFT = 52;
 const RIGHT = 10;
 const TOP = 10;
 const BOTTOM = 24;
 
-// Round steps from 0, at most four of them above it.
-function ticks(highest) {
-  if (!(highest > 0)) return [0, 1];
-  const rough = highest / 4;
-  const power = 10 ** Math.floor(Math.log10(rough));
-  const step = [1, 2, 2.5, 5, 10].find((one) => one * power >= rough * 0.999) * power;
-  return Array.from({ length: Math.ceil(highest / step - 1e-9) + 1 }, (_, index) => index * step);
+// The least round step of which at most so many fit into a length.
+function stepOf(length, most) {
+  const power = 10 ** Math.floor(Math.log10(length / most));
+  return [1, 2, 2.5, 5, 10].find((one) => one * power * most >= length * 0.999) * power;
 }
+
+// Multiples of a step from at or below the lowest up to at or above the highest.
+function steps(lowest, highest, step) {
+  const first = Math.floor(lowest / step + 1e-9);
+  return Array.from({ length: Math.ceil(highest / step - 1e-9) - first + 1 }, (_, index) => (first + index) * step);
+}
+
+const ticks = (highest) => (highest > 0 ? steps(0, highest, stepOf(highest, 4)) : [0, 1]);
 
 class Chart {
   constructor(figure, { label, height = 220, left = LEFT }) {
@@ -106,10 +112,10 @@ function place(figure, chart, out, numbers, legend = null) {
 const readout = () => html("figcaption", { class: "readout", "aria-live": "polite" });
 
 // Bars a slot, each a stack of groups: [{name, values, color}], the first at the bottom.
-export function stacks(figure, { label, slots, titles, groups, words, rest }) {
+export function stacks(figure, { label, slots, titles, groups, words, tick, rest }) {
   const chart = new Chart(figure, { label, height: 230 });
   const totals = slots.map((_, slot) => groups.reduce((sum, group) => sum + group.values[slot], 0));
-  const y = chart.rows(ticks(Math.max(...totals)), words);
+  const y = chart.rows(ticks(Math.max(...totals)), tick);
   const step = (chart.right - chart.left) / slots.length;
   const wide = Math.min(step * 0.72, 56);
   const places = slots.map((_, slot) => chart.left + step * (slot + 0.5));
@@ -136,9 +142,9 @@ export function stacks(figure, { label, slots, titles, groups, words, rest }) {
 }
 
 // Two rising lines with the space between them filled: what was paid, and what the strongest would have cost.
-export function gap(figure, { label, slots, titles, lower, upper, names, words, rest }) {
-  const chart = new Chart(figure, { label });
-  const y = chart.rows(ticks(Math.max(...lower, ...upper)), words);
+export function gap(figure, { label, slots, titles, lower, upper, names, words, tick, rest }) {
+  const chart = new Chart(figure, { label, height: 300 });
+  const y = chart.rows(ticks(Math.max(...lower, ...upper)), tick);
   const step = (chart.right - chart.left) / Math.max(slots.length - 1, 1);
   const places = slots.map((_, slot) => chart.left + step * slot);
   const points = (values) => values.map((value, slot) => [places[slot], y(value)]);
@@ -167,15 +173,15 @@ export function histogram(figure, { label, bins, width, threshold, words, rest }
   for (const bin of bins) {
     chart.add("rect", { class: `fill ${strong(bin) ? "c2" : "c1"}`, x: x(bin.from) + 0.5, width: Math.max(x(bin.from + width) - x(bin.from) - 1, 1), y: y(bin.count), height: chart.bottom - y(bin.count), rx: 1.5 });
   }
-  const marks = ticks(Math.max(high, 0.1)).concat(low < 0 ? ticks(-low).slice(1).map((value) => -value) : []).filter((value) => value >= low && value <= high).sort((a, b) => a - b);
-  chart.columns(marks.map(x), marks.map((value) => Number(value.toFixed(3)).toString()), 44);
+  const marks = steps(low, high, stepOf(high - low, 6)).filter((value) => value >= low && value <= high);
+  chart.columns(marks.map(x), marks.map((value) => Number(value.toFixed(3)).toString().replace("-", "−")), 44);
   if (threshold !== null) {
     const at = x(threshold);
     const after = at < (chart.left + chart.right) / 2;
     chart.add("line", { class: "threshold", x1: at, x2: at, y1: chart.top - 4, y2: chart.bottom });
-    chart.add("text", { class: "note", x: at + (after ? 6 : -6), y: chart.top + 6, "text-anchor": after ? "start" : "end" }, `threshold ${threshold.toFixed(3)}`);
+    chart.add("text", { class: "note", x: at + (after ? 6 : -6), y: chart.top + 6, "text-anchor": after ? "start" : "end" }, `threshold ${score(threshold)}`);
   }
-  const range = (bin) => `${bin.from.toFixed(3)} to ${(bin.from + width).toFixed(3)}`;
+  const range = (bin) => `${score(bin.from)} to ${score(bin.from + width)}`;
   const out = readout();
   chart.readable(places, (index) => `${range(bins[index])}: ${words(bins[index].count)} requests${threshold === null ? "" : strong(bins[index]) ? ", over the threshold" : ", not over it"}`, rest, out);
   place(figure, chart, out, table(label, ["Score", "Requests", "Side"],
@@ -188,9 +194,8 @@ export function tradeoff(figure, { label, curve, points, axis, words, rest }) {
   const alone = Object.entries(curve.alone);
   const all = [...curve.quality, ...alone.map(([, [, quality]]) => quality)];
   const [least, most] = [Math.min(...all), Math.max(...all)];
-  const step = [0.01, 0.02, 0.05, 0.1, 0.25].find((one) => (most - least) / one <= 4) ?? 0.5;
-  const first = Math.floor(least / step + 1e-9);
-  const y = chart.rows(Array.from({ length: Math.ceil(most / step - 1e-9) - first + 1 }, (_, index) => (first + index) * step), (value) => value.toFixed(2));
+  const step = stepOf(Math.max(most - least, 0.01), 4);
+  const y = chart.rows(steps(least - step / 3, most, step), (value) => value.toFixed(2));  // with room for a name below
   const furthest = Math.max(1, ...curve.spend);
   const x = (value) => chart.left + (value / furthest) * (chart.right - chart.left);
   const marks = [0, 0.25, 0.5, 0.75, 1];
@@ -201,7 +206,7 @@ export function tradeoff(figure, { label, curve, points, axis, words, rest }) {
   for (const [name, [spend, quality]] of alone) {
     const late = spend > furthest / 2;
     chart.add("circle", { class: "dot c0", cx: x(spend), cy: y(quality), r: 4 });
-    chart.add("text", { class: "note", x: x(spend) + (late ? -8 : 8), y: y(quality) + (late ? 18 : 14), "text-anchor": late ? "end" : "start" }, `always ${name}`);
+    chart.add("text", { class: "note", x: x(spend) + (late ? -8 : 8), y: y(quality) + (late ? 46 : 16), "text-anchor": late ? "end" : "start" }, `always ${name}`);
   }
   for (const point of points) {
     const late = point.spend > furthest / 2;
