@@ -44,7 +44,7 @@ GROUPS_SHOWN = 10
 GROUPS_DRAWN = 6
 ROWS_SHOWN = 20
 # Of the newest requests, those whose scores are counted.
-SCORES_READ = 20_000
+SCORES_READ = 10_000
 _MOST_BINS = 48
 _WIDTHS = (0.01, 0.02, 0.025, 0.05, 0.1)  # a score lies between −1 and 1
 CSV_GROUPS = 10_000
