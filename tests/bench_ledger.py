@@ -188,14 +188,12 @@ def measure_dashboard(connection: Connection) -> dict[str, float]:
     for name in panels.RANGES:
         period = panels.Period.of(name, now)
         asks: dict[str, Callable[[], Any]] = {
-            **{
-                f"spend by {by}": lambda by=by, period=period: panels.spend(connection, by, period)  # type: ignore[misc]
-                for by in ("mode", "key", "session")
-            },
-            "reasons": lambda period=period: panels.reasons(connection, period),  # type: ignore[misc]
-            "scores": lambda period=period: panels.scores(connection, period, "default@1", 0.2),  # type: ignore[misc]
-            "requests": lambda period=period: panels.requests(connection, period),  # type: ignore[misc]
+            f"spend by {by}": partial(panels.spend, connection, by, period)
+            for by in ("mode", "key", "session")
         }
+        asks["reasons"] = partial(panels.reasons, connection, period)
+        asks["scores"] = partial(panels.scores, connection, period, "default@1", 0.2)
+        asks["requests"] = partial(panels.requests, connection, period)
         for what, ask in asks.items():
             figures[f"{name}: {what}"] = round(statistics.median(timed(ask, 5)), 3)
     return figures
