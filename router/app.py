@@ -523,13 +523,15 @@ class Exchange:
         assert decision is not None
         assert content is not None
         now = time.monotonic()
+        rule = self.in_force.policy.sessions
         before = self.gateway.sessions.get(self._session, now)
         after = requested(
             before,
             decision.target,
-            context=content.needs.tokens,
+            # Where nothing is weighed, nobody asks for its tokens; its target counts all the same (`stay`, reasoning).
+            context=content.needs.tokens if rule.enabled else 0,
             now=now,
-            rule=self.in_force.policy.sessions,
+            rule=rule,
             gain=decision.score,
             mode=decision.mode,
         )

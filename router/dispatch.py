@@ -42,6 +42,7 @@ from typing import Any, Literal
 import httpx
 
 from router import passthrough
+from router.capability import estimate_tokens as estimate_text_tokens
 from router.conversation import text_of
 from router.dialects import CHAT, Inbound, Writer
 from router.dialects.chat import DONE
@@ -404,6 +405,8 @@ async def _whole(to: Destination, inbound: Inbound) -> Answer:
                 _, data, _ = await passthrough.whole(response, to.target, to.scrub)
             else:
                 data = _completion(response)
+                if to.target.echo:
+                    data["usage"] = _echo_usage(to, out)
             return Answer(to_json(dialect.answer(data, inbound, family_of(to.target))), usage_of(data))
     except Exception as error:
         raise upstream_error(error, to.target, to.scrub) from None
@@ -417,7 +420,10 @@ async def _events(to: Destination, inbound: Inbound) -> Events:
         async with asyncio.timeout(to.target.timeout):
             response = await _unless_stale(send)
             if not isinstance(response, httpx.Response):
-                return _worded(_translated(response), dialect.writer(inbound, family_of(to.target)))
+                chunks = _translated(response)
+                if to.target.echo and (out.body.get("stream_options") or {}).get("include_usage"):
+                    chunks = _then_usage(chunks, _echo_usage(to, out))
+                return _worded(chunks, dialect.writer(inbound, family_of(to.target)))
             assert out.endpoint is not None
             if out.endpoint.dialect != dialect.name:
                 chunks = passthrough.chunks(response, to.target, to.scrub)
@@ -602,6 +608,17 @@ async def _translated(chunks: Any) -> AsyncGenerator[dict[str, Any]]:
         await chunks.aclose()
 
 
+async def _then_usage(
+    chunks: AsyncGenerator[dict[str, Any]], usage: Mapping[str, int]
+) -> AsyncGenerator[dict[str, Any]]:
+    """The chunks, and behind them the one that tells the usage."""
+    last: dict[str, Any] = {}
+    async with contextlib.aclosing(chunks):
+        async for last in chunks:
+            yield last
+    yield {**last, "choices": [], "usage": usage}
+
+
 def _listed_cost(model: str, usage: Usage) -> float | None:
     """US dollars by litellm's price list; None for a model that is not on it."""
     try:
@@ -764,6 +781,14 @@ def _echo(name: str, messages: Sequence[Mapping[str, Any]]) -> str:
     asks = [text_of(message.get("content")) for message in messages if message.get("role") == "user"]
     # The brackets also keep an ask from being one of the words on which litellm's mock raises an error.
     return f"[{name}] {asks[-1][:_ECHO_CHARACTERS] if asks else ''}"
+
+
+def _echo_usage(to: Destination, out: _Outbound) -> dict[str, int]:
+    """What an echo took, estimated: no provider counts it, and litellm's mock always says 30 tokens."""
+    messages = out.body["messages"]
+    asked = sum(estimate_text_tokens(text_of(message.get("content"))) for message in messages)
+    answered = estimate_text_tokens(_echo(to.name, messages))
+    return {"prompt_tokens": asked, "completion_tokens": answered, "total_tokens": asked + answered}
 
 
 async def _next(events: Events, timeout: float) -> Event | None:

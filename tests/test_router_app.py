@@ -7,6 +7,7 @@ import re
 import socket
 import time
 from collections.abc import AsyncIterator, Iterator
+from functools import cached_property
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -18,6 +19,7 @@ from running import ENVIRONMENT, Running, WordPredictor, policy, running
 from starlette.routing import Route
 
 from router.app import EventStream, create_app
+from router.capability import Needs
 from router.dialects import CHAT as CHAT_DIALECT
 from router.dialects import MESSAGES, RESPONSES
 from router.errors import PolicyError
@@ -771,3 +773,29 @@ def test_who_leaves_after_the_last_event_is_not_counted_as_gone(
 
     asyncio.run(left())
     assert (finished, recorded) == ([status], [status])
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_tokens_are_counted_only_where_sessions_are_weighed(
+    monkeypatch: pytest.MonkeyPatch, enabled: bool
+) -> None:
+    counted: list[int] = []
+    tokens = Needs.tokens.func
+
+    def count(needs: Needs) -> int:
+        counted.append(1)
+        return tokens(needs)
+
+    spied = cached_property(count)
+    spied.__set_name__(Needs, "tokens")
+    monkeypatch.setattr(Needs, "tokens", spied)
+    with running(sessions={"enabled": enabled}) as started:
+        asked = {**ASK, "model": "balanced:plan"}
+        for _ in range(2):
+            httpx.post(started.url + CHAT, json=asked).raise_for_status()
+        sessions = started.gateway.sessions
+        (key,) = sessions._sessions
+        known = sessions.get(key, time.monotonic())
+        assert known is not None
+        assert (known.incumbent, known.requests, known.context > 0) == ("frontier", 2, enabled)
+    assert bool(counted) is enabled

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import re
 import subprocess
@@ -12,11 +13,12 @@ from typing import Any
 import pytest
 from provider import Provider, provider
 
-from router.dialects import CHAT, MESSAGES, Inbound
+from router.capability import estimate_tokens
+from router.dialects import CHAT, MESSAGES, RESPONSES, Inbound
 from router.dispatch import Dispatcher, close_connections, complete, destination, scrubber
 from router.errors import UpstreamError
 from router.policy import Prices, Target
-from router.upstream import Scrubber
+from router.upstream import Scrubber, Usage
 
 ASK = [{"role": "user", "content": "hello"}]
 
@@ -313,3 +315,49 @@ def test_litellm_is_loaded_without_a_word_and_without_dotenv(tmp_path: Path) -> 
         [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, env=environment
     )
     assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
+
+
+@pytest.mark.parametrize(
+    ("dialect", "body"),
+    [
+        (CHAT, {"messages": ASK, "stream_options": {"include_usage": True}}),
+        (MESSAGES, {"messages": ASK, "max_tokens": 9}),
+        (RESPONSES, {"input": "hello"}),
+    ],
+)
+def test_an_echo_tells_its_usage_streamed_as_whole(dialect: Any, body: dict[str, Any]) -> None:
+    to = destination("t", Target(echo=True), {}, scrubber([], {}))
+
+    async def both() -> tuple[Any, list[bytes], Any]:
+        dispatcher = Dispatcher()
+        try:
+            whole = await dispatcher.complete(to, dialect.read(json.dumps(body).encode(), {}))
+            asked = json.dumps({**body, "stream": True}).encode()
+            stream = await dispatcher.stream(to, dialect.read(asked, {}))
+            return whole.usage, [event async for event in stream], stream.usage
+        finally:
+            await dispatcher.close()
+
+    whole, events, streamed = asyncio.run(both())
+    assert whole == streamed == Usage(estimate_tokens("hello"), estimate_tokens("[t] hello"))
+    text = b"".join(events).decode()
+    if dialect is CHAT:
+        chunk = json.loads(text.split("data: ")[-2])
+        assert (chunk["choices"], chunk["usage"]["completion_tokens"]) == ([], whole.output)
+        assert text.endswith("data: [DONE]\n\n")
+    else:
+        assert f'"output_tokens":{whole.output}' in text
+
+
+def test_an_echo_that_is_not_asked_for_usage_sends_none() -> None:
+    to = destination("t", Target(echo=True), {}, scrubber([], {}))
+
+    async def streamed() -> str:
+        dispatcher = Dispatcher()
+        try:
+            stream = await dispatcher.stream(to, Inbound(CHAT, {"messages": ASK, "stream": True}))
+            return b"".join([event async for event in stream]).decode()
+        finally:
+            await dispatcher.close()
+
+    assert '"usage"' not in asyncio.run(streamed())
