@@ -88,7 +88,7 @@ def serve(target: Path, state: Path) -> None:
     def run(*words: str) -> subprocess.Popen[str]:
         return subprocess.Popen(
             [str(binaries / words[0]), *words[1:]], env=environment, cwd=state, user=user, group=user,
-            extra_groups=[] if user else None, stderr=subprocess.PIPE, text=True,
+            extra_groups=[] if user else None, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
 
     # As it stands it refuses to serve anybody: an image that is started without clients' keys says what is missing.

@@ -631,7 +631,12 @@ def main() -> None:
     options = parser.parse_args()
     if options.provider is not None:
         uvicorn.run(
-            provider_app(), host="127.0.0.1", port=options.provider, log_level="warning", access_log=False
+            provider_app(),
+            host="127.0.0.1",
+            port=options.provider,
+            log_level="warning",
+            access_log=False,
+            timeout_keep_alive=75,
         )
         return
     results = {}
