@@ -3,7 +3,7 @@
 ``make study-replicas`` runs it, once for each durability, and writes tests/STUDY_REPLICAS.md. Everything is started by
 it and ended with it: a PostgreSQL of its own (so that it can be restarted), a provider that writes down what it was asked
 and what it counted, two servers, and a client that shares requests out in turn, as a load balancer does, and asks the other
-server where one does not answer. Requests follow made-up agent sessions (``router/traffic.py``), a twentieth as long.
+server where one does not answer. Requests follow made-up agent sessions (``router/traffic.py``), a fiftieth as long.
 
 The provider's record is the truth. What the ledger says is compared with it request by request, each cost worked
 out again in fractions from the provider's tokens and the policy's prices.
@@ -47,14 +47,14 @@ from router.ledger_store import check, ledger_url, open_engine
 from router.spend import read_spend
 from router.traffic import FAMILIES, Step, generate
 
-SCALE = 20  # tokens of a made-up session that one of ours stands for
+SCALE = 50  # tokens of a made-up session that one of ours stands for
 # As in the policy of tests/replicas.py; dollars per million tokens.
 PRICES = {
     "small": (Fraction(1, 4), Fraction(1, 40), Fraction(2)),
     "large": (Fraction(5), Fraction(1, 2), Fraction(25)),
 }
 FEATURE = "capped"  # one session in five has a budget, of about half of what it would spend
-BUDGET = Fraction(9, 100_000)  # dollars for each request of the run
+BUDGET = Fraction(36, 1_000_000)  # dollars for each request of the run
 KILL_AT, STOP_AT = 0.35, 0.65  # of the requests
 DATABASE_AWAY = 3.0  # seconds
 ATTEMPTS = 6
@@ -258,6 +258,7 @@ class Load:
     strays: list[float] = field(default_factory=list)
     judged: int = 0
     in_flight: int = 0
+    by_port: Counter[int] = field(default_factory=Counter)
 
     def __post_init__(self) -> None:
         self._numbers = itertools.count()
@@ -306,13 +307,15 @@ class Load:
             head, body = request(id, step, session, stream=number % 2 == 1, capped=seed % 5 == 0)
             started = time.perf_counter()
             self.in_flight += 1
+            fresh = port not in connections
             try:
-                if port not in connections:
+                if fresh:
                     connections[port] = await Connection.open(port)
                 status, headers = await connections[port].post(head, body)
             except (OSError, EOFError, ValueError):
                 self.failed[id] = time.time()
-                self._down[port] = time.monotonic() + 1
+                if fresh:  # else it may just have been idle for too long
+                    self._down[port] = time.monotonic() + 1
                 if (broken := connections.pop(port, None)) is not None:
                     broken.writer.close()
                 continue
@@ -326,6 +329,7 @@ class Load:
                 time.perf_counter() - started,
             )
             self.answers[id] = answer
+            self.by_port[port] += 1
             if status < 500:
                 return answer
         raise SystemExit(
@@ -512,6 +516,7 @@ def compare(
     calm = [when for when in calm if not events.stopped <= when <= events.started + 2]
     return {
         "requests": load.requests,
+        "by_server": [load.by_port[port] for port in load.ports],
         "seconds": round(seconds, 1),
         "per_second": round(load.requests / seconds, 1),
         "p50_ms": round(statistics.median(took) * 1e3, 1),
@@ -563,6 +568,7 @@ def told(one: Mapping[str, Any]) -> dict[str, str]:
     first = one["budget_first_refused_at"]
     return {
         "requests": f"{one['requests']:,}",
+        "answers of the one that was killed; of the other": "; ".join(f"{n:,}" for n in one["by_server"]),
         "answers 200; 402; others": f"{statuses.get('200', 0):,}; {statuses.get('402', 0):,}; {other:,}",
         "calls without a complete answer, made again": f"{one['calls_without_answer']:,}",
         "calls under way when a server was killed, at both": f"{one['in_flight_when_killed']}",
