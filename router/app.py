@@ -263,12 +263,14 @@ class Exchange:
             self.error = "internal_error"
             response = self._error(error, 500)
         if counted and not isinstance(response, EventStream):
-            await self.remember(response.status_code)
+            sharing = self.remember(response.status_code)
             try:
                 await self.record(response.status_code)
             except LedgerError as error:
                 logger.error("id=%s %s", self.id, error)
                 response = self._error(RequestError("The request could not be recorded.", status=503), 503)
+            if sharing is not None:
+                await sharing
             status = response.status_code
 
             async def finish() -> None:
@@ -512,14 +514,21 @@ class Exchange:
             await ledger.write(entry)
             return
         assert self._prompt is not None
-        prompt = await asyncio.to_thread(self._prompt)
+        try:
+            prompt = await asyncio.to_thread(self._prompt)
+        except asyncio.CancelledError:  # whoever leaves now leaves a row behind all the same
+            ledger.record(entry)
+            raise
         await ledger.write(entry, prompt.text, state_of(prompt))
 
-    async def remember(self, status: int) -> None:
-        """Keep where the session's request went, and how long its answer was; before that ends, for the next may go elsewhere."""
+    def remember(self, status: int) -> asyncio.Future[Any] | None:
+        """Keep where the session's request went, and how long its answer was.
+
+        What this returns is done when other servers can know: before the answer ends, for the next request may go to them.
+        """
         decision, content = self.decision, self._content
         if self._session is None or not self.attempts or status >= 400:
-            return
+            return None
         assert decision is not None
         assert content is not None
         now = time.monotonic()
@@ -539,8 +548,7 @@ class Exchange:
         if usage is not None and (before is None or after.requests != before.requests):
             after = after.answered(usage.output)
         self.gateway.sessions.put(self._session, after)
-        if self.gateway.shared is not None:
-            await self.gateway.shared.share(self._session, now)
+        return None if self.gateway.shared is None else self.gateway.shared.share(self._session, now)
 
     def finish(self, status: int) -> None:
         """Count and log; called once, when the answer is complete."""
@@ -655,12 +663,15 @@ class EventStream(Response):
             broken = error is not None or status == CLIENT_GONE
             # About a token an event.
             self._exchange.used(self._sent.attempt, self._stream.usage, size=self._events, broken=broken)
-        await self._exchange.remember(status)
+        # Both are on their way before anything is waited for: whoever leaves now holds up neither.
+        sharing = self._exchange.remember(status)
         try:
             await self._exchange.record(status, streamed=True)
         except LedgerError as problem:
             # Its events are with the client already.
             logger.error("id=%s %s", self._exchange.id, problem)
+        if sharing is not None:
+            await sharing
 
 
 async def unless_gone(receive: Receive, work: Coroutine[Any, Any, T]) -> T:

@@ -103,11 +103,11 @@ class SharedSessions(SessionStore):
 
     async def look(self) -> None:
         """Find out whether the store answers, and say so where it does not."""
-        await self._ask("", None)
+        await self._answer(self._ask("", None))
 
     async def fetch(self, key: str, now: float) -> None:
         """Bring what is known here of a session up to date; ``now`` in this process's monotonic seconds."""
-        found = await self._ask(key, None)
+        found = await self._answer(self._ask(key, None))
         if found is None:
             return
         state, age = found
@@ -115,11 +115,14 @@ class SharedSessions(SessionStore):
         if session is not None and (mine is None or mine.at <= session.at + _SAME):
             self.put(key, session)
 
-    async def share(self, key: str, now: float) -> None:
-        """Let the other servers know what is known here of a session."""
+    def share(self, key: str, now: float) -> asyncio.Future[Any]:
+        """Let the other servers know what is known here of a session; done when they can.
+
+        It is on its way when this returns: a caller that is cancelled does not hold it up.
+        """
         session = self.get(key, now)
-        if session is not None:
-            await self._ask(key, encoded(session, now))
+        asked = None if session is None else self._ask(key, encoded(session, now))
+        return asyncio.ensure_future(self._answer(asked))
 
     def close(self) -> None:
         """End the thread, which has nothing to keep; blocks."""
@@ -129,11 +132,10 @@ class SharedSessions(SessionStore):
         if self._thread is not None:
             self._thread.join(2 * self._timeout)
 
-    async def _ask(self, key: str, state: str | None) -> Found | None:
-        """What there is, if the store says so in time."""
-        what: Literal["read", "write"] = "read" if state is None else "write"
+    def _ask(self, key: str, state: str | None) -> _Asked | None:
+        """Put a question to the thread; None where the store is away."""
         if self.away:
-            self._metrics.session_store(what, "passed")
+            self._metrics.session_store("read" if state is None else "write", "passed")
             return None
         loop = asyncio.get_running_loop()
         asked = _Asked(key, state, loop, loop.create_future())
@@ -143,12 +145,19 @@ class SharedSessions(SessionStore):
                 self._thread.start()
             self._queue.append(asked)
             self._changed.notify()
+        return asked
+
+    async def _answer(self, asked: _Asked | None) -> Found | None:
+        """What there is, if the store says so in time."""
+        if asked is None:
+            return None
+        what: Literal["read", "write"] = "read" if asked.state is None else "write"
         await asyncio.wait((asked.done,), timeout=self._timeout)
         # A busy event loop may see the time run out before it sees the answer.
         if not asked.answered:
             self._metrics.session_store(what, "failed")
             since = self._since
-            if since is not None and time.monotonic() - since >= self._timeout:
+            if since is not None and time.monotonic() - since >= self._timeout / 2:
                 self._is_away(TimeoutError(f"no answer in {self._timeout:g} s"))
             return None
         self._metrics.session_store(what, "ok")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import sqlite3
 import time
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ from router.errors import PolicyError
 from router.gateway import Gateway
 from router.ledger import Ledger
 from router.policy import Policy
+from router.shared_sessions import SharedSessions
 
 CHAT = "/v1/chat/completions"
 SMALL = {"input": 1, "output": 4, "cached_read": 0.5}
@@ -62,7 +64,8 @@ def policy(base: str, **changes: Any) -> Policy:
 class Served:
     """A server with a ledger, and what stands in it."""
 
-    def __init__(self, url: str, upstream: Provider, file: Path, ledger: Ledger) -> None:
+    def __init__(self, url: str, upstream: Provider, file: Path, ledger: Ledger, gateway: Gateway) -> None:
+        self.gateway = gateway
         self.http = httpx.Client(base_url=url, timeout=60)
         self.upstream = upstream
         self.file = file
@@ -93,7 +96,7 @@ def served(file: Path, durability: Any = "strict") -> Iterator[Served]:
             deadline = time.monotonic() + 60
             while gateway.dispatcher.state in ("idle", "loading") and time.monotonic() < deadline:
                 time.sleep(0.01)
-            running = Served(url, upstream, file, ledger)
+            running = Served(url, upstream, file, ledger, gateway)
             with running.http:
                 yield running
 
@@ -308,3 +311,57 @@ def test_without_a_ledger_there_is_no_spend() -> None:
         answer = httpx.get(f"{url}/v1/spend")
     assert answer.status_code == 404
     assert "--ledger" in answer.json()["error"]["message"]
+
+
+def leave_at_done(server: Served) -> dict[str, Any]:
+    """Go away when the last event is there, as clients do, though the answer has not ended; the row of that request."""
+    before = len(server.rows())
+    with server.http.stream("POST", CHAT, json=body(stream=True)) as answer:
+        for line in answer.iter_lines():
+            if line == "data: [DONE]":
+                break
+    return server.last(before + 1)
+
+
+def test_who_leaves_while_the_session_is_written_has_a_row(
+    server: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written = []
+
+    class Slow:
+        shown = "slow"
+
+        def turn(self, reads: Any, writes: Any) -> dict[str, Any]:
+            time.sleep(0.3)
+            written.extend(writes)
+            return {}
+
+        def close(self) -> None:
+            pass
+
+    shared = SharedSessions(Slow(), server.gateway.metrics, timeout=5)
+    monkeypatch.setattr(server.gateway, "shared", shared)
+    monkeypatch.setattr(server.gateway, "sessions", shared)
+    assert leave_at_done(server)["status"] == 200
+    deadline = time.monotonic() + 5
+    while not written and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert len(written) == 1
+    shared.close()
+
+
+def test_who_leaves_while_the_prompt_is_read_has_a_row(
+    server: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    to_thread = asyncio.to_thread
+
+    async def slow(*work: Any) -> Any:
+        await asyncio.sleep(0.3)
+        return await to_thread(*work)
+
+    server.gateway.put_in_force(
+        server.gateway.bind(policy(server.upstream.url, capture={"share": 1}), WordPredictor())
+    )
+    monkeypatch.setattr(asyncio, "to_thread", slow)
+    assert leave_at_done(server)["status"] == 200
+    server.gateway.put_in_force(server.gateway.bind(policy(server.upstream.url), WordPredictor()))
