@@ -126,7 +126,9 @@ def login_secret() -> bytes:
     UsageError
         It is too short to be one.
     """
-    secret = os.environ.setdefault(SECRET, secrets.token_urlsafe(32))
+    if not os.environ.get(SECRET):
+        os.environ[SECRET] = secrets.token_urlsafe(32)
+    secret = os.environ[SECRET]
     if len(secret) < _LEAST_SECRET:
         raise UsageError(
             f"{SECRET}: at least {_LEAST_SECRET} characters, such as `openssl rand -hex 32` gives"

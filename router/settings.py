@@ -12,7 +12,7 @@ One order for all of them, the first that is there counts:
 The section ``server`` of the policy that was found so speaks for the settings that 1 and 2 left open. What a policy
 may do (``ROUTER_ALLOWED_KEYS``, ``ROUTER_POLICY_ALLOW_REDIRECTS``, ``ROUTER_POLICY_ALLOW_PRIVATE``), and where the last
 good one from a URL is kept (``ROUTER_STATE_DIR``), is said by flag or variable alone. So is who
-may use the server (``ROUTER_CLIENTS``, ``ROUTER_OPEN_TO_ANYONE``).
+may use the server (``ROUTER_CLIENTS``, ``ROUTER_OPEN_TO_ANYONE``); ``ROUTER_DASHBOARD_SECRET`` has no flag, which could be seen.
 """
 
 from __future__ import annotations

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
+from router.login import SECRET
 from router.settings import Settings
 
 ROOT = Path(__file__).parent.parent
@@ -95,7 +96,7 @@ def test_it_is_not_root_and_starts_the_command() -> None:
 
 
 def test_every_setting_is_one_of_the_server_s(compose: dict[str, Any]) -> None:
-    known = {f"ROUTER_{name.upper()}" for name in Settings.model_fields}
+    known = {f"ROUTER_{name.upper()}" for name in Settings.model_fields} | {SECRET}
     said = set(re.findall(r"ROUTER_\w+(?==)", " ".join(of("ENV"))))
     said |= {name for name in compose["services"]["router"]["environment"] if name.startswith("ROUTER_")}
     assert {"ROUTER_HOST", "ROUTER_LEDGER", "ROUTER_SESSION_STORE", "ROUTER_CLIENTS"} <= said <= known

@@ -135,6 +135,8 @@ def test_the_secret_is_the_environments_or_made_for_the_processes_that_follow(
     made = login_secret()
     assert len(made) >= 32
     assert login_secret() == made == os.environ[SECRET].encode()
+    monkeypatch.setenv(SECRET, "")  # as a compose file sets what is not given
+    assert len(login_secret()) >= 32
     monkeypatch.setenv(SECRET, "f" * 32)
     assert login_secret() == b"f" * 32
     monkeypatch.setenv(SECRET, "short")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -89,6 +90,7 @@ def _serve(router: Path, scratch: Path) -> tuple[float, float, float]:
             assert time.perf_counter() - started < 60, "the server did not get ready"
             time.sleep(0.02)
         ready = time.perf_counter() - started
+        _dashboard(base)
         chat = {"model": "auto", "messages": [{"role": "user", "content": PROMPT}]}
         answer, headers = _post(f"{base}/v1/chat/completions", chat)
         assert answer["choices"][0]["message"]["content"], answer
@@ -97,6 +99,24 @@ def _serve(router: Path, scratch: Path) -> tuple[float, float, float]:
     finally:
         server.terminate()
         server.wait(timeout=40)
+
+
+def _dashboard(base: str) -> None:
+    """The page, and every file that it names, come with the wheel."""
+    page = _text(f"{base}/dashboard")
+    names = set(re.findall(r'(?:href|src)="/dashboard/([\w.]+)"', page))
+    assert {"app.js", "page.css", "icon.svg"} <= names, names
+    for name in set(names):
+        text = "" if name == "spend.csv" else _text(f"{base}/dashboard/{name}")
+        names |= set(re.findall(r'from "\./([\w.]+)"', text))
+    for name in names - {"spend.csv"}:  # that one wants a ledger
+        assert _text(f"{base}/dashboard/{name}"), name
+    print(f"the dashboard has its {len(names) - 1} files")
+
+
+def _text(url: str) -> str:
+    with urllib.request.urlopen(url, timeout=10) as response:
+        return str(response.read().decode())
 
 
 def _route_p50(port: int) -> float:

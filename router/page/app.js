@@ -43,6 +43,8 @@ async function get(what, parameters, signal) {
 
 const chosen = (name) => document.querySelector(`input[name="${name}"]:checked`).value;
 const named = (value) => (value === null ? NONE : value);
+// Ids of sessions are long, and their beginnings tell them apart.
+const short = (text) => text.replace(/\b([0-9a-f]{8})[0-9a-f]{16,}\b/g, "$1…");
 
 // --- Asking ------------------------------------------------------------------------------------------------------
 
@@ -91,7 +93,7 @@ function notice(problem, noLedger) {
 
 function showSpend() {
   const { spend } = shown;
-  const summary = unbroken(spend.summary);
+  const summary = unbroken(short(spend.summary));
   const cut = summary.lastIndexOf(": ");
   find("answer").textContent = cut < 0 ? summary : `${summary.slice(0, cut)}.`;
   const sizes = cut < 0 ? "" : summary.slice(cut + 2);
@@ -126,7 +128,7 @@ function showOverTime() {
   if (!spend.total.requests) return empty("over-time");
   const unit = spend.total.cost_nano_usd ? "usd" : "tokens";
   const words = unit === "usd" ? money : count;
-  const groups = spend.drawn.map((group, index) => ({ name: named(group.value), values: group[unit], color: `c${index + 1}` }));
+  const groups = spend.drawn.map((group, index) => ({ name: short(named(group.value)), values: group[unit], color: `c${index + 1}` }));
   const rest = spend.series[unit].map((all, slot) => Math.max(all - groups.reduce((sum, group) => sum + group.values[slot], 0), 0));
   if (spend.groups_total > groups.length) groups.push({ name: "others", values: rest, color: "c0" });
   const { slots: names, titles, every } = slots();
@@ -141,7 +143,7 @@ function showGroups() {
   const { spend } = shown;
   const paid = spend.total.cost_usd;
   const row = (name, group, color, italic) => [
-    html("span", { class: "name" }, html("span", { class: `key ${color}` }), html(italic ? "i" : "span", { title: name }, name)),
+    html("span", { class: "name" }, html("span", { class: `key ${color}` }), html(italic ? "i" : "span", { title: name }, short(name))),
     html("span", { class: "meter", share: group.tokens_share }, percent(group.tokens_share)),
     count(group.tokens),
     html("span", { class: "meter", share: paid ? group.cost_usd / paid : 0 }, paid ? percent(group.cost_usd / paid) : "–"),
@@ -202,8 +204,8 @@ function showScores() {
   const { scores, thresholds, bundle } = shown.routing;
   const threshold = thresholds[0]?.threshold ?? null;
   if (!scores.bins.length) {
-    const why = !scores.requests ? "No requests in this time." : bundle ? `None of the ${exact(scores.requests)} newest requests in this time was scored by ${bundle}.` : "This policy predicts nothing: no request has a score.";
-    find("scores").replaceChildren(html("p", { class: "empty muted" }, why));
+    const reason = !scores.requests ? "No requests in this time." : bundle ? `None of the ${exact(scores.requests)} newest requests in this time was scored by ${bundle}.` : "This policy predicts nothing: no request has a score.";
+    find("scores").replaceChildren(html("p", { class: "empty muted" }, reason));
     return;
   }
   const over = scores.bins.filter((bin) => threshold !== null && bin.from >= threshold - 1e-9).reduce((sum, bin) => sum + bin.count, 0);
@@ -223,7 +225,11 @@ function showCurve() {
     return;
   }
   const axis = curve.axis === "strong_share" ? "to the strong target" : "of the dearest target's cost";
-  const points = thresholds.filter((one) => one.point).map((one) => ({ ...one.point, name: thresholds.length > 1 ? one.tier : "in force", default: one.default })).reverse();
+  const told = thresholds.filter((one) => one.point);
+  const points = told.filter((one, index) => told.findIndex((other) => other.threshold === one.threshold) === index).map((one) => ({
+    ...one.point, default: one.default,
+    name: thresholds.length > 1 ? told.filter((other) => other.threshold === one.threshold).map((other) => other.tier).join(", ") : "in force",
+  })).reverse();  // the default tier's is drawn last
   const mine = points.at(-1);
   const best = Math.max(...Object.values(curve.alone).map(([, quality]) => quality));
   tradeoff(find("curve"), {
@@ -247,9 +253,9 @@ function showRequests(found) {
     html("tbody", { role: "rowgroup" })));
   if (!shown.requests.length) place.replaceChildren(html("p", { class: "empty muted" }, "No requests in this time."));
   place.querySelector("tbody")?.append(...found.requests.flatMap(requestRows));
-  const older = find("older");
-  older.hidden = !found.next;
-  older.dataset.before = found.next ?? "";
+  const button = find("older");
+  button.hidden = !found.next;
+  button.dataset.before = found.next ?? "";
 }
 
 function why(request) {

@@ -101,7 +101,7 @@ class Chart {
 }
 
 // Puts a chart into its figure, with the readout above it and its numbers below, open if they were.
-function place(figure, chart, out, numbers, legend = null) {
+function compose(figure, chart, out, numbers, legend = null) {
   const open = figure.querySelector("details")?.open;
   figure.replaceChildren(
     out, chart.root, ...(legend ? [legend] : []),
@@ -136,7 +136,7 @@ export function stacks(figure, { label, slots, titles, groups, words, tick, rest
     ...groups.filter((group) => group.values[slot] > 0).sort((a, b) => b.values[slot] - a.values[slot]).slice(0, 3)
       .map((group) => `${group.name} ${words(group.values[slot])}`),
   ].join(" · "), rest, out);
-  place(figure, chart, out, table(label, ["Time", ...groups.map((group) => group.name), "All"],
+  compose(figure, chart, out, table(label, ["Time", ...groups.map((group) => group.name), "All"],
     slots.map((_, slot) => [titles[slot], ...groups.map((group) => words(group.values[slot])), words(totals[slot])]),
     { numbers: [...groups.keys(), groups.length].map((index) => index + 1) }));
 }
@@ -156,7 +156,7 @@ export function gap(figure, { label, slots, titles, lower, upper, names, words, 
   const out = readout();
   const told = (slot) => `${titles[slot]}: ${words(lower[slot])} paid, ${words(upper[slot])} at the strongest (est.), ${words(upper[slot] - lower[slot])} saved`;
   chart.readable(places, told, rest, out);
-  place(figure, chart, out, table(label, ["Time", ...names, "Saved (est.)"],
+  compose(figure, chart, out, table(label, ["Time", ...names, "Saved (est.)"],
     slots.map((_, slot) => [titles[slot], words(lower[slot]), words(upper[slot]), words(upper[slot] - lower[slot])]), { numbers: [1, 2, 3] }),
   html("p", { class: "legend" }, html("span", { class: "key c1" }), names[0], html("span", { class: "key line c0" }), names[1]));
 }
@@ -184,7 +184,7 @@ export function histogram(figure, { label, bins, width, threshold, words, rest }
   const range = (bin) => `${score(bin.from)} to ${score(bin.from + width)}`;
   const out = readout();
   chart.readable(places, (index) => `${range(bins[index])}: ${words(bins[index].count)} requests${threshold === null ? "" : strong(bins[index]) ? ", over the threshold" : ", not over it"}`, rest, out);
-  place(figure, chart, out, table(label, ["Score", "Requests", "Side"],
+  compose(figure, chart, out, table(label, ["Score", "Requests", "Side"],
     bins.map((bin) => [range(bin), words(bin.count), threshold === null ? "–" : strong(bin) ? "over" : "not over"]), { numbers: [1] }));
 }
 
@@ -203,10 +203,12 @@ export function tradeoff(figure, { label, curve, points, axis, words, rest }) {
   const ends = alone.map(([, end]) => end).sort((a, b) => a[0] - b[0]);
   chart.line([ends[0], ends.at(-1)].map(([spend, quality]) => [x(spend), y(quality)]), "stroke dashed c0");
   chart.line(curve.spend.map((spend, index) => [x(spend), y(curve.quality[index])]), "stroke c1");
+  // Below the line of chance, however steep it is.
+  const drop = 18 + (90 * (y(ends[0][1]) - y(ends.at(-1)[1]))) / Math.max(x(ends.at(-1)[0]) - x(ends[0][0]), 1);
   for (const [name, [spend, quality]] of alone) {
     const late = spend > furthest / 2;
     chart.add("circle", { class: "dot c0", cx: x(spend), cy: y(quality), r: 4 });
-    chart.add("text", { class: "note", x: x(spend) + (late ? -8 : 8), y: y(quality) + (late ? 46 : 16), "text-anchor": late ? "end" : "start" }, `always ${name}`);
+    chart.add("text", { class: "note", x: x(spend) + (late ? -8 : 8), y: Math.min(y(quality) + (late ? drop : 16), chart.bottom - 4), "text-anchor": late ? "end" : "start" }, `always ${name}`);
   }
   for (const point of points) {
     const late = point.spend > furthest / 2;
@@ -216,7 +218,7 @@ export function tradeoff(figure, { label, curve, points, axis, words, rest }) {
   const out = readout();
   const told = (index) => `${words(curve.spend[index])} ${axis}: quality ${curve.quality[index].toFixed(3)}`;
   chart.readable(curve.spend.map(x), told, rest, out);
-  place(figure, chart, out, table(label, [axis, "Quality"],
+  compose(figure, chart, out, table(label, [axis, "Quality"],
     curve.spend.map((spend, index) => [words(spend), curve.quality[index].toFixed(3)]), { numbers: [1] }),
   html("p", { class: "legend" }, html("span", { class: "key line c1" }), "this bundle", html("span", { class: "key line c0" }), "by chance", html("span", { class: "key dot c2" }), "in force"));
 }
