@@ -6,10 +6,10 @@ import logging
 from collections.abc import Sequence
 from dataclasses import replace
 
-from router.accounting import billed, worst_case
+from router.accounting import billed, sample_of, worst_case
 from router.budgets import SECOND, Budgets, Limit, iso
 from router.content import Content, KnownContent
-from router.decision import RequestFacts
+from router.decision import Decision, RequestFacts
 from router.entry import Entry, now
 from router.errors import BudgetError, RequestError
 from router.failover import Attempt
@@ -60,6 +60,7 @@ class Account:
 
     def known_to(self, facts: RequestFacts) -> RequestFacts:
         """The facts, with what the budgets say before anything is decided."""
+        facts = replace(facts, pace=self._purse.pace(self.limits))
         full = self._purse.full(self.limits) if self._budgets.at_limit == "cheapest" else None
         return facts if full is None else self.at_limit(facts, full)
 
@@ -102,9 +103,20 @@ class Account:
                 f"{full.count.words} has no room for {target}.", status=402, code="budget_exceeded"
             )
 
-    def settle(self, entry: Entry | None) -> None:
+    def settle(self, entry: Entry | None, decision: Decision | None = None) -> None:
         """The request is over; an entry says what it cost."""
-        self._purse.settle(self._hold, 0 if entry is None else entry.cost or 0)
+        if entry is None or decision is None:
+            self._purse.settle(self._hold, 0)
+        else:
+            sample = sample_of(entry, decision.options, self._policy)
+            self._purse.settle(self._hold, entry.cost or 0, sample)
+
+    def tell(self, decision: Decision, request: str) -> None:
+        """Count what a budget did to a decision, and say so where it was about a quality that the policy asks for."""
+        if decision.budget is not None:
+            self._metrics.budget(decision.budget)
+        if decision.budget in ("crossed", "held"):
+            logger.warning("id=%s budget: a quality of the policy is %s", request, decision.budget)
 
     async def _more(self, amount: int, *, force: bool = False) -> Full | None:
         try:

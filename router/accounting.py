@@ -12,6 +12,7 @@ from router.content import Content, KnownContent
 from router.decision import Decision, RequestFacts
 from router.entry import Entry, NanoPrices
 from router.failover import Attempt
+from router.pacing import Sample
 from router.policy import Policy, Prices, Problem, Target, policy_error, printable
 from router.upstream import Usage
 
@@ -163,6 +164,18 @@ def worst_case(target: Target, content: Content | KnownContent) -> int:
     tokens = needs.tokens
     written = tokens if prices.cache_write > prices.input else 0
     return prices.cost(Usage(input=tokens, output=room * needs.answers, cache_write=written))
+
+
+def sample_of(entry: Entry, options: Sequence[tuple[str, float]], policy: Policy) -> Sample:
+    """What a request that has ended would have cost at each of its decision's options, had it used the same tokens."""
+    cost = entry.cost or 0
+    names = [name for name, _ in options]
+    if entry.target not in names or entry.fallbacks or entry.reason not in ("predicted", "budget"):
+        return Sample(cost)
+    usage = Usage(entry.input_tokens, entry.output_tokens, entry.cached_read_tokens, entry.cache_write_tokens)
+    prices = [_prices(policy.targets[name]) for name in names]
+    costs = [0 if one is None else one.cost(usage) + entry.earlier_cost for one in prices]
+    return Sample.of([loss for _, loss in options], costs)
 
 
 def billed(attempts: Sequence[Attempt], content: Content | KnownContent, policy: Policy) -> int:

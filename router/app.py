@@ -35,7 +35,7 @@ from router.dialects import CHAT, MESSAGES, RESPONSES, Dialect, Inbound
 from router.dialects.messages import COUNT_PATH
 from router.dispatch import Answer, Destination, Stream
 from router.entry import now
-from router.errors import LedgerError, RequestError, RouterError, UpstreamError, UsageError
+from router.errors import BudgetError, LedgerError, RequestError, RouterError, UpstreamError, UsageError
 from router.escalation import Held, fault_of, gist_of_answer, gist_of_events
 from router.failover import Attempt, Sent
 from router.features import Prompt
@@ -144,6 +144,7 @@ def create_app(settings: Settings | None = None, gateway: Gateway | None = None)
     serve("/v1/models", _models, method="GET", counted=False)
     serve("/metrics", _metrics, method="GET", counted=False)
     serve("/v1/spend", _spend, method="GET", counted=False)
+    serve("/v1/budgets", _budgets, method="GET", counted=False)
 
     async def healthz(request: Request) -> Response:
         return _json_response({"status": "ok"})
@@ -384,6 +385,7 @@ class Exchange:
             await account.hold(self.decision.target, content, force=True)
         if facts.at_limit is not None:
             self.gateway.metrics.budget("cheapest")
+        account.tell(self.decision, self.id)
 
     async def hold_again(self, target: str) -> None:
         """Hold what the call that begins may cost, where an earlier one was held for."""
@@ -507,7 +509,7 @@ class Exchange:
             decided=self._decided.target if self._decided else None,
         )
         if self._account is not None:
-            self._account.settle(entry)
+            self._account.settle(entry, decision)
         if ledger is None:
             return
         if self.in_force.policy.capture is None or gone or not ledger.takes(entry):
@@ -848,6 +850,22 @@ async def _spend(exchange: Exchange) -> Response:
         logger.error("%s", error)
         raise RequestError("The ledger cannot be read; the log says why.", status=503) from None
     return _json_response(found.as_json())
+
+
+async def _budgets(exchange: Exchange) -> Response:
+    """How the budgets stand, as `router budgets --json` gives it."""
+    exchange.check_admin()
+    budgets, purse = exchange.in_force.policy.budgets, exchange.gateway.purse
+    if budgets is None or purse is None:
+        raise RequestError("The policy has no budgets.", status=404)
+    from router.budget_report import as_json, read_standings
+
+    try:
+        found = await asyncio.to_thread(read_standings, budgets, purse.store, now())
+    except BudgetError as error:
+        logger.error("%s", error)
+        raise RequestError("The budgets cannot be read; the log says why.", status=503) from None
+    return _json_response(as_json(budgets, found))
 
 
 async def _metrics(exchange: Exchange) -> Response:

@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import fields
 from typing import Any
 
 from router.budget_store import KEPT, LEASE, Missing, Share, Totals, Turn, Wanted
@@ -50,7 +51,7 @@ for i, share in ipairs(shares) do
   end
   total.spent = total.spent + share.spent - before[1]
   total.requests = total.requests + share.requests - before[2]
-  if type(share.threshold) == 'number' then total.threshold = share.threshold end
+  if share.tells then total.threshold = type(share.threshold) == 'number' and share.threshold or nil end
   totals[i] = total
 end
 local refused = {}
@@ -74,7 +75,11 @@ for i, share in ipairs(shares) do
   local total = totals[i]
   redis.call('HSET', KEYS[i], 'spent', whole(total.spent), 'requests', whole(total.requests), 'h:' .. share.holder,
     whole(share.spent) .. ' ' .. whole(share.requests) .. ' ' .. whole(total.reserved) .. ' ' .. whole(now + ARGV[3]))
-  if total.threshold then redis.call('HSET', KEYS[i], 'threshold', string.format('%.17g', total.threshold)) end
+  if total.threshold then
+    redis.call('HSET', KEYS[i], 'threshold', string.format('%.17g', total.threshold))
+  else
+    redis.call('HDEL', KEYS[i], 'threshold')
+  end
   found[i] = {whole(total.spent), whole(total.reserved + total.others), whole(total.requests),
     total.threshold and string.format('%.17g', total.threshold) or ''}
 end
@@ -139,7 +144,7 @@ class RedisStore:
     def turn(self, shares: Sequence[Share], wanted: Sequence[Wanted]) -> Turn:
         counts = [share.count for share in shares]
         place = {count: index for index, count in enumerate(counts)}
-        names = ("holder", "spent", "requests", "known_spent", "known_requests", "reserved", "threshold")
+        names = [one.name for one in fields(Share) if one.name != "count"]
         with self._asked():
             answer = self._turn(
                 keys=[self._key(count) for count in counts],
@@ -176,11 +181,11 @@ class RedisStore:
                 count = Count.of(key.removeprefix(self._prefix))
                 if count.end <= time:
                     continue
-                fields = self._client.hgetall(key)
-                holds = [value.split() for name, value in fields.items() if name.startswith("h:")]
+                values = self._client.hgetall(key)
+                holds = [value.split() for name, value in values.items() if name.startswith("h:")]
                 reserved = sum(int(hold[2]) for hold in holds if int(hold[3]) > clock)
                 found[count] = _totals(
-                    fields.get("spent", 0), reserved, fields.get("requests", 0), fields.get("threshold", "")
+                    values.get("spent", 0), reserved, values.get("requests", 0), values.get("threshold", "")
                 )
         return dict(sorted(found.items(), key=lambda item: item[0].id))
 

@@ -47,6 +47,7 @@ from router.ledger_store import (
     database_errors,
     day_sums,
     failed,
+    hour_sums,
     ledger_url,
     open_engine,
     shown,
@@ -98,6 +99,8 @@ class Share:
         That it holds, without what it wants now.
     threshold : float or None
         That its pacing has in force.
+    tells : bool
+        Whether that is to be kept: not before the process has heard of the one that another came to.
     """
 
     count: Count
@@ -108,6 +111,7 @@ class Share:
     known_requests: int = 0
     reserved: int = 0
     threshold: float | None = None
+    tells: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -329,7 +333,7 @@ class SqlStore:
                     count.requests
                     + share.requests
                     - (share.known_requests if mine is None else mine.requests),
-                    share.threshold if share.threshold is not None else count.threshold,
+                    share.threshold if share.tells else count.threshold,
                 )
             turn = granted(totals, wanted)
             connection.execute(
@@ -452,6 +456,20 @@ class LedgerPast:
         except database_errors() as error:
             raise BudgetError(f"{failed(self._url, error)}") from None
         return int(cost), int(requests)
+
+    def hours(self, count: Count, since: int) -> dict[int, int]:
+        kind = ALL if count.scope == "workload" else count.scope
+        of_it = (
+            hour_sums.c.kind == kind,
+            hour_sums.c.value == count.name,
+            hour_sums.c.slot >= since // HOUR,
+        )
+        try:
+            with self._engine.connect() as connection:
+                rows = connection.execute(select(hour_sums.c.slot, hour_sums.c.requests).where(*of_it))
+                return {row.slot: row.requests for row in rows}
+        except database_errors() as error:
+            raise BudgetError(f"{failed(self._url, error)}") from None
 
     def close(self) -> None:
         self._engine.dispose()

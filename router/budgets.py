@@ -165,6 +165,21 @@ class Limit:
     amount: int
 
 
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """The threshold that pacing has in force for a request.
+
+    Attributes
+    ----------
+    threshold : float
+    why : str
+        In words for a person.
+    """
+
+    threshold: float
+    why: str
+
+
 @lru_cache(maxsize=256)
 def bounds(period: str) -> tuple[int, int]:
     """When a period begins and when it is over, microseconds since 1970, UTC."""

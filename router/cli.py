@@ -554,6 +554,48 @@ def spend(
             print(note, file=sys.stderr)
 
 
+@app.command()
+def budgets(
+    policy: Annotated[
+        str | None, typer.Option("--policy", metavar="FILE", help="Found as the server finds it by default.")
+    ] = None,
+    ledger: LedgerOption = None,
+    budget_store: Annotated[
+        str | None,
+        typer.Option(
+            metavar="WHERE", help="As for serve; ROUTER_BUDGET_STORE, or with the ledger by default."
+        ),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")] = False,
+) -> None:
+    """Say how the budgets stand: spent, held, left, and how far it goes at this pace."""
+    from router import budget_report
+    from router.budget_store import open_store, store_beside
+    from router.entry import now
+    from router.ledger_store import ledger_url
+    from router.settings import load_settings
+
+    settings, found = load_settings(policy=policy, ledger=ledger, budget_store=budget_store)
+    if found.budgets is None:
+        raise UsageError(f"{settings.policy}: the policy has no budgets")
+    where = settings.budget_store
+    store = open_store(where) if where is not None else store_beside(ledger_url(settings.ledger))
+    try:
+        standings = budget_report.read_standings(found.budgets, store, now())
+    finally:
+        store.close()
+    if as_json:
+        print(json.dumps(budget_report.as_json(found.budgets, standings)))
+        return
+    from rich.console import Console
+
+    print(budget_report.summary(standings))
+    if standings:
+        console = Console(highlight=False)
+        console.print()
+        console.print(budget_report.table(standings))
+
+
 @ledger_app.command("migrate")
 def migrate_ledger(ledger: LedgerOption = None) -> None:
     """Bring the ledger's schema up to this version; a server does so when it starts."""

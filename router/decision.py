@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from router.budgets import Pace
 from router.capability import lacks
 from router.content import Content, KnownContent
 from router.errors import RequestError
@@ -52,6 +53,8 @@ class RequestFacts:
         The targets that this client may use; None where it may use all.
     names : frozenset of str or None
         What this client may ask for by name; None where that is all.
+    pace : Pace or None
+        The threshold below which a request's must not be, so that a budget lasts.
     at_limit : str or None
         Why only the cheapest target is left: a budget has no room for another.
     """
@@ -64,6 +67,7 @@ class RequestFacts:
     now: float = 0.0
     allowed: frozenset[str] | None = None
     names: frozenset[str] | None = None
+    pace: Pace | None = None
     at_limit: str | None = None
 
 
@@ -113,6 +117,8 @@ class Decision:
     novelty: float | None = None
     unfamiliar: bool | None = None
     unknown_mode: bool = False
+    budget: Literal["paced", "crossed", "held"] | None = None
+    options: tuple[tuple[str, float], ...] = ()
     trail: Trail = ()
     prediction: Prediction | None = field(default=None, compare=False, repr=False)
 
@@ -140,7 +146,7 @@ def decide(facts: RequestFacts, policy: Policy, prediction: Prediction | None = 
         take it.
     """
     case = _Case(facts, policy)
-    decision = _looked_up(case) or case.weighed(case.predicted(prediction), prediction)
+    decision = _looked_up(case) or case.by_prediction(prediction)
     return case.able(case.affordable(decision))
 
 
@@ -171,6 +177,7 @@ class _Case:
         self.unknown_mode = False
         self.asked = False  # by the mode or by a step rule: to predict, whatever the default is
         self.bar: float | None = None  # the mode's own threshold
+        self.quality: float | None = None if self.tier.predict is None else self.tier.predict.quality
         self.by_rule = False  # a step rule wants a prediction, and not the incumbent
 
     def pinned(self) -> Decision | None:
@@ -196,6 +203,7 @@ class _Case:
             return None
         if isinstance(choice, ModePrediction):
             self.asked, self.bar = True, choice.predict.threshold
+            self.quality = choice.predict.quality
             self._note("mode", f"{mode}: predict, with a threshold of its own")
             return None
         if choice == PREDICT:
@@ -262,6 +270,9 @@ class _Case:
             return None
         return self._decision(self.tier.predict.named()[0], "budget")
 
+    def by_prediction(self, prediction: Prediction | None) -> Decision:
+        return self.weighed(self.paced(self.predicted(prediction), prediction), prediction)
+
     def predicted(self, prediction: Prediction | None) -> Decision:
         """By the prediction, or where the policy sends what it flags.
 
@@ -301,6 +312,48 @@ class _Case:
             prediction=prediction,
         )
 
+    def paced(self, decision: Decision, prediction: Prediction | None) -> Decision:
+        """The decision, or a cheaper target so that a budget lasts.
+
+        A client's own threshold is its explicit wish, and where what is flagged goes the policy says.
+        """
+        predict, budgets, pace = self.tier.predict, self.policy.budgets, self.facts.pace
+        if prediction is None or predict is None or budgets is None or budgets.pacing is None:
+            return decision
+        if decision.reason != "predicted" or self.facts.threshold is not None:
+            return decision
+        names = [predict.targets[name] for name in prediction.targets]
+        chosen = names.index(decision.target)
+        held = self.quality is not None and budgets.pacing.bar == "hold"
+        if not held:
+            losses = prediction.score[0] - prediction.gain[0, : chosen + 1]
+            decision = replace(
+                decision, options=tuple(zip(names[: chosen + 1], map(float, losses), strict=True))
+            )
+        if pace is None or (decision.threshold is not None and pace.threshold <= decision.threshold):
+            return decision
+        index = min(chosen, int(prediction.choose(pace.threshold)[0]))
+        bar = f"quality {self.quality:g} of the policy" if self.quality is not None else ""
+        if held:
+            if index < chosen:
+                self._note("budget", f"{pace.why}: {names[index]} would do, but {bar} is held")
+                decision = replace(decision, budget="held")
+            return decision
+        self._note(
+            "budget", f"{pace.why}: {names[index]}{f', across {bar}' if bar and index < chosen else ''}"
+        )
+        decision = replace(decision, threshold=pace.threshold)
+        if index == chosen:
+            return decision
+        target = names[index]
+        return replace(
+            decision,
+            target=target,
+            model=self.policy.targets[target].model,
+            reason="budget",
+            budget="crossed" if bar else "paced",
+        )
+
     def weighed(self, decision: Decision, prediction: Prediction | None) -> Decision:
         """The decision, or the session's target where leaving its warm cache costs more than it brings."""
         session, content, predict = self.facts.session, self.facts.content, self.tier.predict
@@ -308,7 +361,7 @@ class _Case:
         if session is None or content is None or prediction is None or predict is None or not rule.enabled:
             return decision
         # A client's own threshold is its explicit wish, and what is flagged has no gain to weigh.
-        if decision.reason != "predicted" or self.facts.threshold is not None:
+        if decision.reason not in ("predicted", "budget") or self.facts.threshold is not None:
             return decision
         incumbent = self._incumbent()
         if incumbent is None or incumbent == decision.target:
@@ -335,7 +388,7 @@ class _Case:
         if weighing.leave:
             return decision
         model = targets[incumbent].model
-        return replace(decision, target=incumbent, model=model, reason="sticky")
+        return replace(decision, target=incumbent, model=model, reason="sticky", options=())
 
     def affordable(self, decision: Decision) -> Decision:
         """The decision, or where a budget is at its limit the cheapest target that can take the request.

@@ -21,6 +21,7 @@ from router.accounting import check_priced
 from router.clients import ClientKeys
 from router.decision import Decision, RequestFacts, decide, needs_prediction
 from router.dispatch import Destination, Dispatcher, destination, scrubber
+from router.entry import now
 from router.errors import PolicyError, UsageError
 from router.failover import Failover
 from router.features import Prompt
@@ -171,6 +172,9 @@ class Gateway:
     def put_in_force(self, in_force: InForce) -> None:
         """Decide and send by this from the next request on; those that have arrived keep theirs."""
         self.in_force = in_force
+        if self.purse is not None:
+            budgets = in_force.policy.budgets
+            self.purse.pacing = None if budgets is None else budgets.pacing
         capture = in_force.policy.capture
         if self.ledger is not None:
             self.ledger.capture = capture
@@ -180,11 +184,18 @@ class Gateway:
     def _show(self) -> None:
         """Say to the metrics what state targets, tiers and ledger are in."""
         policy = self.in_force.policy
-        cooling, now = self.failover.cooling(policy.targets.items()), time.time()
-        self.metrics.targets({name: now + cooling[name] if name in cooling else 0 for name in policy.targets})
+        cooling, clock = self.failover.cooling(policy.targets.items()), time.time()
+        self.metrics.targets(
+            {name: clock + cooling[name] if name in cooling else 0 for name in policy.targets}
+        )
         self.metrics.tiers(policy.thresholds())
         if self.ledger is not None:
             self.metrics.ledger(self.ledger.stats)
+        if self.purse is not None and policy.budgets is not None:
+            from router.budget_report import known_standings
+
+            found = known_standings(policy.budgets, self.purse.totals(), now())
+            self.metrics.budgets(found, self.purse.stats.away)
 
     async def decide(self, in_force: InForce, facts: RequestFacts, prompt: Callable[[], Prompt]) -> Decision:
         """Decide on one request; ``prompt`` is called, off the event loop, where a prediction is needed."""

@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Literal
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest, multiprocess
@@ -21,10 +21,12 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from router.decision import Decision
+from router.entry import NANO
 from router.policy import Policy, Prices
 from router.upstream import Usage
 
 if TYPE_CHECKING:
+    from router.budget_report import Standing
     from router.ledger import LedgerStats
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -219,6 +221,26 @@ class Metrics:
             registry=self._registry,
             multiprocess_mode="livemax",
         )
+        self._budget_dollars = Gauge(
+            "router_budget_usd",
+            "Budgets that the policy names, by what of them: amount, spent, and reserved for requests under way.",
+            ("scope", "name", "period", "state"),
+            registry=self._registry,
+            multiprocess_mode="mostrecent",
+        )
+        self._budget_thresholds = Gauge(
+            "router_budget_threshold",
+            "The threshold that a budget's pacing has in force; NaN where it has none.",
+            ("scope", "name", "period"),
+            registry=self._registry,
+            multiprocess_mode="mostrecent",
+        )
+        self._budget_store_away = Gauge(
+            "router_budget_store_away",
+            "Workers for which the store of the budgets did not answer last time.",
+            registry=self._registry,
+            multiprocess_mode="livesum",
+        )
         self._budgets = Counter(
             "router_budget_decisions",
             "Requests that a budget changed something for, by what.",
@@ -341,6 +363,23 @@ class Metrics:
     def budget(self, outcome: str) -> None:
         """A budget changed something for a request: ``refused``, ``cheapest``, ``paced``, …"""
         self._budgets.labels(outcome).inc()
+
+    def budgets(self, standings: Iterable[Standing], away: bool) -> None:
+        """How the budgets stand that the policy names."""
+        self._budget_store_away.set(away)
+        for one in standings:
+            scope, name, period = one.count.scope, one.count.name, "day" if one.count.period[8:] else "month"
+            amounts = {
+                "amount": one.amount,
+                "spent": one.totals.spent,
+                "reserved": one.totals.reserved,
+            }
+            for state, amount in amounts.items():
+                self._budget_dollars.labels(scope, name, period, state).set(amount / NANO)
+            threshold = one.totals.threshold
+            self._budget_thresholds.labels(scope, name, period).set(
+                math.nan if threshold is None else threshold
+            )
 
     def ledger(self, stats: LedgerStats) -> None:
         """What the ledger has done, as of now."""

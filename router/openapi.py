@@ -46,6 +46,7 @@ def description(version: str) -> dict[str, Any]:
             "/healthz": {"get": _page("Alive", "Status")},
             "/readyz": {"get": _page("Ready to decide and to dispatch", "Status", unavailable=True)},
             "/metrics": {"get": _page("Counters in Prometheus' text format", None)},
+            "/v1/budgets": {"get": _page("How the budgets stand", "Budgets")},
             "/v1/spend": {"get": _page("What was spent, by group", "Spend")},
             "/dashboard": {"get": _page("Where the money goes, for people", None, "text/html")},
             "/openapi.json": {"get": _page("This description", "Open")},
@@ -161,6 +162,7 @@ def _schemas() -> dict[str, Schema]:
     return {
         "Open": _OPEN,
         "Status": _object(("status",), status=_TEXT),
+        "Budgets": _object(("at_limit", "on_outage", "budgets"), budgets=_list(_OPEN)),
         "Spend": _object(("by", "summary", "total", "groups"), by=_TEXT, summary=_TEXT, groups=_list(_OPEN)),
         "ChatRequest": _object(("messages",), messages=turns, stream_options=_or_null(_OPEN), **shared),
         "ChatAnswer": _object(("choices",), choices=_list(_OPEN)),

@@ -668,7 +668,9 @@ def _bound_tier(
     if tier.predict is None:
         return tier
     modes = {
-        mode: ModePrediction(predict=_bound_bar((*at, "modes", mode, "predict"), choice.predict, bars))
+        mode: choice.model_copy(
+            update={"predict": _bound_bar((*at, "modes", mode, "predict"), choice.predict, bars)}
+        )
         if isinstance(choice, ModePrediction)
         else choice
         for mode, choice in tier.modes.items()
@@ -678,7 +680,10 @@ def _bound_tier(
 
 
 def _bound_bar(at: Loc, bar: Bar, bars: Mapping[float, float]) -> Bar:
-    return bar if bar.quality is None else Bar(threshold=_threshold_for(at, bar.quality, bars))
+    if bar.quality is None:
+        return bar
+    # With both: a bound one tells its threshold, and that it stands for a quality.
+    return bar.model_copy(update={"threshold": _threshold_for(at, bar.quality, bars)})
 
 
 def _threshold_for(at: Loc, quality: float, bars: Mapping[float, float]) -> float:
@@ -730,13 +735,15 @@ def _bound(
             (*at, "unknown"),
             f"{STRONG} is a target of the tier too, but not its dearest, {flagged_to}; rename it",
         )
-    return Predict(
-        targets=mapping,
-        threshold=in_force,
-        quality_per_dollar=predict.quality_per_dollar,
-        tokens=predict.tokens,
-        unknown=flagged_to,
-        tool_results=predict.tool_results or ("predict" if knows_steps else "stay"),
+    return predict.model_copy(
+        update={
+            "weak": None,
+            "strong": None,
+            "targets": mapping,
+            "threshold": in_force,
+            "unknown": flagged_to,
+            "tool_results": predict.tool_results or ("predict" if knows_steps else "stay"),
+        }
     )
 
 

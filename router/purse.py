@@ -11,14 +11,15 @@ import logging
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
-from router.budgets import SECOND, Count, Limit
+from router.budgets import SECOND, Count, Limit, Pace, Pacing
 from router.entry import now
 from router.errors import BudgetError
+from router.pacing import Sample, Samples, Traffic, paced
 
 if TYPE_CHECKING:
     from router.budget_store import Share, Store, Totals, Turn, Wanted
@@ -27,6 +28,9 @@ logger = logging.getLogger("router")
 
 # How often the lease of what is held is renewed: several times before it is over.
 _BEAT_SECONDS = 15.0
+# How often the thresholds are looked at again, and so much of the ledger's traffic with them.
+_PACE_SECONDS = 5.0
+_HISTORY = 15 * 86_400 * SECOND
 # A request waits for the store no longer than this.
 _PATIENCE_SECONDS = 2.5
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.2, 5.0
@@ -41,6 +45,11 @@ class Past(Protocol):
 
     def spent(self, count: Count) -> tuple[int, int]:
         """Nano-dollars and requests of a count; raises :class:`BudgetError` where it cannot be said."""
+
+    def hours(self, count: Count, since: int) -> dict[int, int]:
+        """Requests by the hour since 1970, of what is counted, whatever the period, from a time on."""
+
+    def close(self) -> None: ...
 
 
 @dataclass(slots=True)
@@ -85,7 +94,7 @@ class PurseStats:
 
 @dataclass(slots=True)
 class _Mine:
-    """What this process adds to a count; ``written`` is what the store has as its ``reserved``."""
+    """What this process adds to a count; ``written`` and ``told`` are what the store has of the last two."""
 
     holder: str = field(default_factory=lambda: secrets.token_hex(8))
     spent: int = 0
@@ -95,10 +104,20 @@ class _Mine:
     known_spent: int = 0
     known_requests: int = 0
     written: int = 0
+    told: float | None = None
 
     @property
-    def state(self) -> tuple[int, int, int]:
-        return self.spent, self.requests, self.reserved
+    def state(self) -> tuple[int, int, int, float | None]:
+        return self.spent, self.requests, self.reserved, self.threshold
+
+
+@dataclass(slots=True)
+class _Stream:
+    """The requests that one budget is for, over all its periods; ``period`` is the one whose requests are counted."""
+
+    traffic: Traffic
+    period: int
+    samples: Samples = field(default_factory=Samples)
 
 
 @dataclass(slots=True, eq=False)
@@ -135,6 +154,10 @@ class Purse:
         self._dirty: set[Count] = set()
         self._known: dict[Count, Totals] = {}
         self._begun: set[Count] = set()
+        self._amounts: dict[Count, int] = {}
+        self._streams: dict[tuple[str, str], _Stream] = {}
+        self._pace_at = 0.0
+        self.pacing: Pacing | None = None  # the policy's; None is none
         self._changed = threading.Condition()
         self._closing = False
         self._stats = PurseStats()
@@ -220,8 +243,26 @@ class Purse:
                 self._hold(hold, amount)
             return _longest(full)
 
-    def settle(self, hold: Hold, cost: int) -> None:
-        """A request is over: what it held is free, what it cost is spent; again is nothing. From any thread."""
+    def pace(self, limits: Sequence[Limit]) -> Pace | None:
+        """The threshold that a request of these limits is under; of several the highest."""
+        if self.pacing is None:
+            return None
+        with self._changed:
+            found = [
+                (mine.threshold, limit.count)
+                for limit in limits
+                if (mine := self._mine.get(limit.count)) is not None and mine.threshold is not None
+            ]
+        if not found:
+            return None
+        threshold, count = max(found)
+        return Pace(threshold, f"{count.words} has to last: threshold {threshold:.4g}")
+
+    def settle(self, hold: Hold, cost: int, sample: Sample | None = None) -> None:
+        """A request is over: what it held is free, what it cost is spent; again is nothing. From any thread.
+
+        ``sample`` says what it would have cost at other thresholds.
+        """
         with self._changed:
             if hold.settled:
                 return
@@ -234,6 +275,10 @@ class Purse:
                 mine.spent += cost
                 mine.requests += 1
                 self._dirty.add(limit.count)
+            if sample is not None:
+                for scope in {(limit.count.scope, limit.count.name) for limit in hold.limits}:
+                    if (stream := self._streams.get(scope)) is not None:
+                        stream.samples.rows.append(sample)
             self._changed.notify()
 
     def totals(self) -> dict[Count, Totals]:
@@ -249,6 +294,8 @@ class Purse:
         if self._thread is not None:
             self._thread.join(timeout)
         self.store.close()
+        if self._past is not None:
+            self._past.close()
 
     def __enter__(self) -> Purse:
         return self.open()
@@ -270,6 +317,7 @@ class Purse:
         hold.held = True
         hold.amount += amount
         for limit in hold.limits:
+            self._amounts[limit.count] = limit.amount
             self._mine_of(limit.count).reserved += amount
             self._dirty.add(limit.count)
 
@@ -291,6 +339,9 @@ class Purse:
                 logger.error("budgets: %s", type(error).__name__)
                 self._is_away()
             self._answer(asked)
+            if time.monotonic() >= self._pace_at:
+                self._pace_at = time.monotonic() + _PACE_SECONDS
+                self._set_pace()
             if closing and not self._queue:
                 return
 
@@ -309,8 +360,9 @@ class Purse:
         self._dirty.update(count for count, mine in self._mine.items() if mine.reserved)
         old = self._clock() - _KEPT
         for count in [count for count in self._known if count.end < old and count not in self._dirty]:
-            for kept in (self._known, self._mine):
-                kept.pop(count, None)
+            self._known.pop(count)
+            self._mine.pop(count, None)
+            self._amounts.pop(count, None)
             self._begun.discard(count)
 
     def _give_back(self) -> None:
@@ -336,6 +388,7 @@ class Purse:
                     mine.known_requests,
                     mine.reserved,
                     mine.threshold,
+                    count in self._known,
                 )
                 for count in sorted(counts)
                 for mine in (self._mine_of(count),)
@@ -356,7 +409,8 @@ class Purse:
             for share in shares:
                 mine = self._mine[share.count]
                 mine.known_spent, mine.known_requests = share.spent, share.requests
-                mine.written = share.reserved
+                mine.written, mine.told = share.reserved, share.threshold
+            self._count_traffic(turn.totals)
             self._known.update(turn.totals)
             for one, refused in zip(waiting, turn.refused, strict=True):
                 for limit in one.hold.limits if not refused else ():
@@ -372,8 +426,53 @@ class Purse:
             self._dirty = {
                 count
                 for count in self._dirty | counts
-                if (mine := self._mine[count]).state != (mine.known_spent, mine.known_requests, mine.written)
+                if (mine := self._mine[count]).state
+                != (mine.known_spent, mine.known_requests, mine.written, mine.told)
             }
+
+    def _count_traffic(self, totals: Mapping[Count, Totals]) -> None:
+        for count, total in totals.items():
+            stream, before = self._streams.get((count.scope, count.name)), self._known.get(count)
+            if stream is not None and stream.period == len(count.period):
+                # What others have counted since, too.
+                more = total.requests - (total.requests if before is None else before.requests)
+                stream.traffic.saw(self._clock(), max(more, 0))
+            mine = self._mine[count]
+            if before is None and mine.threshold is None and self.pacing is not None:
+                mine.threshold = total.threshold  # that a server which ran before had come to
+
+    def _set_pace(self) -> None:
+        """Look again at the thresholds; where they change, the store is told."""
+        now = self._clock()
+        rule = self.pacing
+        if rule is None:
+            return
+        with self._changed:
+            work = [
+                (count, amount, self._known[count], self._streams[count.scope, count.name])
+                for count, amount in self._amounts.items()
+                if count in self._known and (count.scope, count.name) in self._streams and count.end > now
+            ]
+        for count, amount, known, stream in work:
+            threshold = paced(
+                self._mine[count].threshold,
+                stream.samples,
+                stream.traffic,
+                now=now,
+                end=count.end,
+                amount=amount,
+                spent=known.spent,
+                reserved=known.reserved,
+                rule=rule,
+            )
+            mine = self._mine[count]
+            if threshold == mine.threshold:
+                continue
+            if threshold is None or mine.threshold is None:
+                logger.info("%s: %s", count.words, "paced" if threshold is not None else "not paced any more")
+            with self._changed:
+                mine.threshold = threshold
+                self._dirty.add(count)
 
     def _turn(self, shares: Sequence[Share], wanted: Sequence[Wanted]) -> Turn:
         """A step of the store, whose counts begin where they are new; once more where the connection was stale."""
@@ -401,6 +500,11 @@ class Purse:
         for count in counts:
             spent, requests = (0, 0) if self._past is None else self._past.spent(count)
             bases[count] = Totals(spent, requests=requests)
+            if (count.scope, count.name) not in self._streams:
+                since = self._clock() - _HISTORY
+                hours = {} if self._past is None else self._past.hours(count, since)
+                with self._changed:
+                    self._streams[count.scope, count.name] = _Stream(Traffic(hours), len(count.period))
         self.store.begin(bases)
         self._begun.update(counts)
 

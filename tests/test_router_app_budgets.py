@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import json
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,15 +20,17 @@ from provider import USAGE, Provider, provider, serve
 from running import ENVIRONMENT, WordPredictor
 from test_router_app_ledger import policy
 
+from router import purse as purse_module
 from router.app import create_app
-from router.budget_store import Totals, open_store
-from router.budgets import Count, periods
+from router.budget_store import Share, Totals, open_store
+from router.budgets import Amounts, Budgets, Count, bounds, iso, periods
+from router.cli import main
 from router.clients import Client, ClientKeys
 from router.entry import NANO, now
 from router.errors import BudgetError, PolicyError
 from router.gateway import Gateway
 from router.ledger import Ledger
-from router.purse import Purse
+from router.purse import Hold, Purse
 
 CHAT, MESSAGES, RESPONSES = "/v1/chat/completions", "/v1/messages", "/v1/responses"
 PLAIN, WRITTEN = USAGE["prompt_tokens"] - 4, USAGE["completion_tokens"]
@@ -210,8 +215,6 @@ def test_the_cheapest_that_can_take_it(tmp_path: Path) -> None:
 
 
 def test_keys_have_budgets_of_their_own(tmp_path: Path) -> None:
-    import hashlib
-
     def client(name: str) -> Client:
         return Client(id=name, key_sha256=hashlib.sha256(name.encode()).hexdigest(), admin=name == "boss")
 
@@ -347,3 +350,106 @@ def test_requests_at_a_time_never_spend_more_than_there_is(tmp_path: Path) -> No
         server.until(lambda: server.count().reserved == 0)
         assert server.count() == Totals(STRONG * statuses.count(200), 0, statuses.count(200))
         assert server.count().spent <= 25 * most * NANO
+
+
+def test_a_server_goes_on_at_the_threshold_that_another_came_to(tmp_path: Path) -> None:
+    with served(tmp_path, {"workload": {"month": 1}}, limits={"explain": True}) as server:
+        server.spend(0.2)
+        store = open_store(str(server.file))
+        store.open()
+        month = Count("workload", "", periods(now())[0])
+        store.turn([Share(month, "another", threshold=0.45, tells=True)], [])
+        store.close()
+        assert server.ask().headers["x-router-reason"] == "predicted"  # before it has looked
+        answer = server.ask(headers={"x-router-explain": "1", "x-router-session": "another"})
+        assert (answer.headers["x-router-reason"], answer.headers["x-router-target"]) == ("budget", "cheap")
+        assert answer.headers["x-router-threshold"] == "0.45"
+        assert "has to last: threshold 0.45: cheap" in answer.headers["x-router-trail"]
+        page = server.http.get("/metrics").text
+        assert 'router_budget_decisions_total{outcome="paced"} 1.0' in page
+        found = 'router_budget_threshold{name="",period="month",scope="workload"} 0.45'
+        assert found in page
+        assert 'router_budget_usd{name="",period="month",scope="workload",state="amount"} 1.0' in page
+        assert "router_budget_store_away 0.0" in page
+
+
+def test_pacing_raises_the_threshold_while_requests_come(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Forty hard requests at a rate that the day's budget does not last for: the next ones are paced."""
+    monkeypatch.setattr(purse_module, "_PACE_SECONDS", 0.05)
+    with served(tmp_path, {"workload": {"day": 0.05}}) as server:
+        for number in range(80):
+            answer = server.ask(headers={"x-router-session": str(number)})
+            assert answer.status_code == 200
+            if answer.headers["x-router-reason"] == "budget":
+                break
+        assert answer.headers["x-router-target"] == "cheap"
+        assert float(answer.headers["x-router-threshold"]) >= 0.4
+        assert server.count(kind=1).spent < 0.05 * NANO
+        assert server.count(kind=1).threshold
+
+
+def test_how_the_budgets_stand_is_served(tmp_path: Path) -> None:
+    keys = ClientKeys(
+        [
+            Client(id=name, key_sha256=hashlib.sha256(name.encode()).hexdigest(), admin=name == "boss")
+            for name in ("boss", "team")
+        ]
+    )
+    budgets = {"workload": {"month": 2}, "each_key": {"day": 1}, "keys": {"ci": {"day": 3}}}
+    with served(tmp_path, budgets, keys) as server:
+        server.spend(1)
+        team, boss = ({"authorization": f"Bearer {name}"} for name in ("team", "boss"))
+        server.ask(headers=team).raise_for_status()
+        server.until(lambda: server.count().requests == 1)
+        assert server.http.get("/v1/budgets", headers=team).status_code == 403
+        found = server.http.get("/v1/budgets", headers=boss).json()
+        assert found["at_limit"] == "cheapest"
+        names = [(one["scope"], one["name"], one["amount"]) for one in found["budgets"]]
+        assert names == [("workload", None, 2.0), ("key", "ci", 3.0), ("key", "team", 1.0)]
+        month = found["budgets"][0]
+        assert month["spent"] == (NANO + STRONG) / NANO
+        assert month["remaining"] == pytest.approx(1 - STRONG / NANO)
+        assert (month["reserved"], month["requests"], month["threshold"]) == (0, 1, None)
+        start, end = bounds(month["period"])
+        assert month["resets_at"] == iso(end)
+        assert month["pace"] == pytest.approx(0.5 * (end - start) / (now() - start), rel=0.01)
+
+
+def test_without_budgets_there_is_no_page_of_them() -> None:
+    gateway = Gateway(policy("http://127.0.0.1:9/v1"), WordPredictor(), {})
+    with serve(create_app(gateway=gateway)) as url:
+        assert httpx.get(f"{url}/v1/budgets").status_code == 404
+
+
+def test_the_command_says_how_the_budgets_stand(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["router", "budgets", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        captured = capsys.readouterr()
+        return int(ended.value.code or 0), captured.out, captured.err
+
+    file, store = tmp_path / "router.yaml", str(tmp_path / "counts")
+    text = "version: 1\ntargets: {a: {echo: true}}\ntiers: {t: {default: a}}\ndefault_tier: t\n"
+    file.write_text(text)
+    assert run("--policy", str(file), "--budget-store", store)[0] == 2
+    file.write_text(text + "budgets: {workload: {month: 4}, features: {search: {day: 1}}}\n")
+    with Purse(open_store(store)) as purse:
+        hold = Hold(Budgets(workload=Amounts(month=4)).limits(None, None, now()))
+        assert asyncio.run(purse.hold(hold, NANO)) is None
+        status, out, _ = run("--policy", str(file), "--budget-store", store, "--json")
+        assert status == 0
+        rows = json.loads(out)["budgets"]
+        assert [(one["scope"], one["reserved"], one["remaining"]) for one in rows] == [
+            ("workload", 1.0, 3.0),
+            ("feature", 0.0, 1.0),
+        ]
+        status, out, _ = run("--policy", str(file), "--budget-store", store)
+        assert "$0.00 of $4.00 spent (0%)" in out
+        assert "feature search" in out
+    status, _, err = run("--policy", str(file), "--budget-store", "mysql://h/d")
+    assert (status, err.count("\n")) == (1, 1)

@@ -139,10 +139,15 @@ def test_what_a_process_holds_is_not_free_before_that(store: Store) -> None:
 def test_large_amounts_are_exact(store: Store) -> None:
     most = 5_000_000 * 10**9
     store.begin({MONTH: Totals(spent=most - 3)})
-    turn = store.turn([Share(MONTH, "a", spent=1, requests=1, threshold=0.1)], [Wanted(limited(most), 2)])
+    turn = store.turn(
+        [Share(MONTH, "a", spent=1, requests=1, threshold=0.1, tells=True)], [Wanted(limited(most), 2)]
+    )
     assert turn.refused == ((),)
     assert store.read(BEFORE)[MONTH] == Totals(most - 2, 2, 1, 0.1)
-    assert store.turn([Share(MONTH, "b")], [Wanted(limited(most), 1)]).refused == ((MONTH,),)
+    turn = store.turn([Share(MONTH, "b")], [Wanted(limited(most), 1)])
+    assert (turn.refused, turn.totals[MONTH].threshold) == (((MONTH,),), 0.1)
+    assert store.turn([Share(MONTH, "b", tells=True)], []).totals[MONTH].threshold is None
+    assert store.read(BEFORE)[MONTH].threshold is None
 
 
 def test_together_they_never_hold_more_than_there_is(place: str) -> None:
