@@ -14,7 +14,7 @@ BROWSER := .venv-browser
 PIP_FLAGS := --disable-pip-version-check --quiet --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help run demo test check test-encoders test-wheel test-image test-schemathesis test-clients test-dashboard soak bench-gateway bench-ledger study-sessions study-replicas peers benchmark clean
+.PHONY: help run demo test check test-encoders test-wheel test-image test-schemathesis test-clients test-dashboard soak bench-gateway bench-ledger bench-replay study-sessions study-replicas peers benchmark clean
 
 help:  ## what can be made
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -138,6 +138,9 @@ test-dashboard: $(BROWSER)/ready  ## the dashboard in headless Chromium, with pi
 
 bench-ledger: $(VENV)/dev  ## spend queries over five million rows, on SQLite and PostgreSQL (an hour)
 	$(BIN)/python tests/bench_ledger.py
+
+bench-replay: $(VENV)/dev  ## a replay of a ledger of a million rows: time and memory (minutes)
+	$(BIN)/python tests/bench_replay.py
 
 soak: $(VENV)/dev  ## 10,000 requests while the policy is rewritten every 50 ms
 	ROUTER_SOAK_REQUESTS=10000 $(BIN)/python -m pytest -s tests/test_router_live_load.py

@@ -93,7 +93,7 @@ def entry_of(
     last = paid[-1] if paid else None
     usage, estimated = _usage(last, content)
     target = policy.targets[decision.target]
-    prices = _prices(target)
+    prices = prices_of(target)
     earlier = [_cost(attempt, content, policy) for attempt in paid[:-1]]
     earlier_cost = sum(cost for _, cost in earlier)
     strongest, strongest_cost = _strongest(policy, usage)
@@ -144,7 +144,7 @@ def check_priced(policy: Policy) -> None:
     problems = [
         Problem(("targets", name, "prices"), "missing; the ledger counts what requests cost")
         for name, target in policy.targets.items()
-        if _prices(target) is None
+        if prices_of(target) is None
     ]
     if problems:
         raise policy_error(problems)
@@ -156,7 +156,7 @@ def worst_case(target: Target, content: Content | KnownContent) -> int:
     The estimated input at the dearest of the target's prices for input; and each answer as long as the client allows, or
     the target, where the client does not say :data:`router.capability.ANSWER_TOKENS` tokens.
     """
-    prices = _prices(target)
+    prices = prices_of(target)
     if prices is None:
         return 0
     needs = content.needs
@@ -200,7 +200,7 @@ def _usage(attempt: Attempt | None, content: Content | KnownContent) -> tuple[Us
 def _cost(attempt: Attempt, content: Content | KnownContent, policy: Policy) -> tuple[int, int]:
     """Tokens and nano-dollars of a call."""
     usage, _ = _usage(attempt, content)
-    prices = _prices(policy.targets[attempt.target])
+    prices = prices_of(policy.targets[attempt.target])
     return usage.input + usage.output, 0 if prices is None else prices.cost(usage)
 
 
@@ -209,7 +209,7 @@ def _strongest(policy: Policy, usage: Usage) -> tuple[str | None, int | None]:
     costs = {
         name: prices.cost(usage)
         for name, target in policy.targets.items()
-        if (prices := _prices(target)) is not None and not target.echo
+        if (prices := prices_of(target)) is not None and not target.echo
     }
     if not costs or not (usage.input or usage.output):
         return None, None
@@ -217,7 +217,7 @@ def _strongest(policy: Policy, usage: Usage) -> tuple[str | None, int | None]:
     return name, costs[name]
 
 
-def _prices(target: Target) -> NanoPrices | None:
+def prices_of(target: Target) -> NanoPrices | None:
     prices = _FREE if target.echo else target.prices
     return None if prices is None else _nano_prices(prices)
 

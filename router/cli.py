@@ -24,6 +24,7 @@ from router import __version__
 from router.errors import RouterError, UsageError, run_command
 
 if TYPE_CHECKING:
+    from rich.table import Table
     from sqlalchemy import Engine
     from uvicorn.supervisors import Multiprocess
 
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from router.logs import Format
     from router.policy import Policy
     from router.predictor import Predictor
+    from router.replay import Scenario
     from router.settings import Settings
 
 logger = logging.getLogger("router")
@@ -492,15 +494,21 @@ def example() -> None:
 
 def _fit(policy: Policy, file: Path, bundle: Path | None) -> str:
     """The bundle that would be served with a policy; :class:`PolicyError` where the two do not fit."""
-    from router.bundle import default_bundle_dir, read_manifest
+    from router.bundle import read_manifest
     from router.gateway import bound
+
+    manifest = read_manifest(_bundle_of(policy, file, bundle))
+    bound(policy, manifest)
+    return manifest.id
+
+
+def _bundle_of(policy: Policy, file: Path, flag: Path | None) -> Path:
+    """The bundle's directory, as a server finds it that is given this policy."""
+    from router.bundle import default_bundle_dir
 
     named = os.environ.get("ROUTER_BUNDLE")
     own = policy.server.bundle
-    folder = bundle or (Path(named) if named else file.parent / own if own else default_bundle_dir())
-    manifest = read_manifest(folder)
-    bound(policy, manifest)
-    return manifest.id
+    return flag or (Path(named) if named else file.parent / own if own else default_bundle_dir())
 
 
 def _header(text: str) -> tuple[str, str]:
@@ -545,11 +553,7 @@ def spend(
     else:
         print(found.summary())
         if found.groups:
-            from rich.console import Console
-
-            console = Console(highlight=False)
-            console.print()
-            console.print(table(found))
+            _print_table(table(found))
         for note in notes(found):
             print(note, file=sys.stderr)
 
@@ -594,6 +598,160 @@ def budgets(
         console = Console(highlight=False)
         console.print()
         console.print(budget_report.table(standings))
+
+
+@app.command()
+def replay(
+    source: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[LEDGER|FILE.jsonl]",
+            help="A ledger, or JSON lines with its fields; ROUTER_LEDGER or the user's data directory by default.",
+        ),
+    ] = None,
+    policy: Annotated[
+        list[Path] | None, typer.Option("--policy", metavar="FILE", help="May be repeated.")
+    ] = None,
+    bundle: BundleOption = None,
+    threshold: Annotated[
+        float | None, typer.Option(min=-1, max=1, help="In the place of those of the tiers' predictions.")
+    ] = None,
+    tier: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--tier",
+            metavar="TIER",
+            help="Also: as if all requests but pinned ones had asked for this tier. May be repeated.",
+        ),
+    ] = None,
+    by: Annotated[
+        str, typer.Option(help="mode, feature, key, session, tier, target, model, reason or day.")
+    ] = "mode",
+    since: SinceOption = None,
+    until: UntilOption = None,
+    limit: Annotated[int, typer.Option(min=0, help="Groups to show; 0 for all.")] = 20,
+    moved: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write each request that would have moved, as JSONL.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")] = False,
+) -> None:
+    """Say what the same traffic would have cost under other policies; nothing is sent."""
+    from router.history import read_history
+    from router.replay import check_group, moves_table, notes, table
+    from router.replay import replay as run
+
+    check_group(by)
+    if not policy:
+        raise UsageError("say by which policy: --policy FILE")
+    scenarios = list(_scenarios(policy, bundle, threshold, tier or []))
+    start, end = _times(since, until)
+    history = read_history(source if source is not None else _ledger(None), start, end)
+    with ExitStack() as stack:
+        file = None if moved is None else stack.enter_context(moved.open("w", encoding="utf-8"))
+        found = run(history, scenarios, by, file)
+    if as_json:
+        print(json.dumps(found.as_json()))
+        return
+    for line in found.lines():
+        print(line)
+    if not found.before.total.requests:
+        return
+    _print_table(table(found, limit))
+    if (moves := moves_table(found)) is not None:
+        _print_table(moves)
+    for note in notes(found):
+        print(note, file=sys.stderr)
+
+
+def _scenarios(
+    files: list[Path], folder: Path | None, threshold: float | None, tiers: list[str]
+) -> Iterator[Scenario]:
+    """Each policy as it is, and as if all requests asked for one of these tiers; policies of one bundle share it."""
+    from router.policy import load_policy
+    from router.replay import Bundle, Scenario, read_policy
+
+    bundles: dict[Path, Bundle] = {}
+    for file in files:
+        policy = load_policy(file)
+        bundle = None
+        if policy.uses_prediction():
+            place = _bundle_of(policy, file, folder)
+            bundle = bundles.get(place) or bundles.setdefault(place, Bundle(place))
+        for tier in (None, *tiers):
+            own = read_policy(file, bundle, threshold)
+            title = str(file) if tier is None else f"tier {tier}"
+            if tier is not None and len(files) > 1:
+                title += f" of {file}"
+            yield Scenario(title, own, policy.hash, bundle, tier)
+
+
+@app.command()
+def traffic(
+    requests: Annotated[int, typer.Option(min=1, max=10_000_000)] = 10_000,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    days: Annotated[int, typer.Option(min=1, max=1_000, help="Working days to spread them over.")] = 5,
+    scale: Annotated[
+        float,
+        typer.Option(min=0.0001, max=10, help="Of all token counts: 0.1 makes contexts a tenth as long."),
+    ] = 1.0,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE.jsonl", help="Write them as `router replay` reads them.")
+    ] = None,
+    send: Annotated[
+        str | None, typer.Option(metavar="URL", help="Send them to a running server, as fast as it answers.")
+    ] = None,
+    concurrency: Annotated[int, typer.Option(min=1, max=4096, help="Sessions at a time.")] = 16,
+    model: Annotated[
+        str | None,
+        typer.Option(help="What all of them ask for; by default tiers of `router policy example`."),
+    ] = None,
+    key_env: Annotated[
+        str | None, typer.Option(metavar="NAME", help="The variable with the key of a client of the server.")
+    ] = None,
+    stream: Annotated[bool, typer.Option("--stream", help="Ask for streamed answers.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="What came back as one JSON object.")] = False,
+) -> None:
+    """Make up the traffic of a team of developers and their agents: to try policies on, or a server.
+
+    The same numbers give the same traffic. Sent, it costs what the server's targets cost.
+    """
+    from router.workload import row
+    from router.workload import traffic as make
+
+    if out is None and send is None:
+        raise UsageError("say what to do with it: --out FILE.jsonl or --send URL")
+    made = partial(make, requests, seed=seed, days=days, scale=scale)
+    if out is not None:
+        if out.suffix != ".jsonl":
+            raise UsageError(f"--out: {out} must end in .jsonl, by which `router replay` knows it")
+        with out.open("w", encoding="utf-8") as file:
+            for one in made():
+                file.write(json.dumps(row(one), separators=(",", ":")) + "\n")
+        print(f"{requests:,} requests in {out}", file=sys.stderr)
+    if send is not None:
+        import asyncio
+
+        from router.sending import send as run
+
+        key = None
+        if key_env is not None and (key := os.environ.get(key_env)) is None:
+            raise UsageError(f"--key-env: the variable {key_env} is not set")
+        report = asyncio.run(run(made(), send, concurrency=concurrency, model=model, key=key, stream=stream))
+        print(json.dumps(report.as_json()) if as_json else report)
+        if not report.latencies:
+            raise RouterError("no request was answered with 200")
+
+
+def _print_table(view: Table) -> None:
+    """A table as wide as it needs: names are to be copied, and a terminal breaks lines by itself."""
+    from rich.console import Console
+    from rich.measure import Measurement
+
+    console = Console(highlight=False)
+    wide = console.options.update(max_width=10_000)
+    console.width = max(console.width, Measurement.get(console, wide, view).maximum)
+    console.print()
+    console.print(view)
 
 
 @ledger_app.command("migrate")
