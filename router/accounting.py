@@ -173,7 +173,7 @@ def sample_of(entry: Entry, options: Sequence[tuple[str, float]], policy: Policy
     if entry.target not in names or entry.fallbacks or entry.reason not in ("predicted", "budget"):
         return Sample(cost)
     usage = Usage(entry.input_tokens, entry.output_tokens, entry.cached_read_tokens, entry.cache_write_tokens)
-    prices = [_prices(policy.targets[name]) for name in names]
+    prices = [prices_of(policy.targets[name]) for name in names]
     costs = [0 if one is None else one.cost(usage) + entry.earlier_cost for one in prices]
     return Sample.of([loss for _, loss in options], costs)
 

@@ -17,6 +17,31 @@ _TEXT: Schema = {"type": "string"}
 _NUMBER: Schema = {"type": "number"}
 _COUNT: Schema = {"type": "integer", "minimum": 0}
 
+# As router.spend has them, which is not loaded with the server.
+SPEND_BY = ("mode", "feature", "tier", "target", "model", "key", "session", "reason", "day")
+
+# What an answer carries, as far as it is known when it begins.
+_ANSWER_HEADERS: dict[str, tuple[str, Schema]] = {
+    "x-request-id": ("The request's own id, or the one it was given.", _TEXT),
+    "request-id": ("The same, in Anthropic's dialect.", _TEXT),
+    "x-router-policy": ("Version of the policy that decided.", _TEXT),
+    "x-router-target": ("The target that answered.", _TEXT),
+    "x-router-model": ("Its model.", _TEXT),
+    "x-router-reason": ("Why that target.", _TEXT),
+    "x-router-tier": ("The tier that decided; none where the client named a target.", _TEXT),
+    "x-router-score": ("The predicted gain of the dearer target, where predicted.", _NUMBER),
+    "x-router-threshold": ("The threshold that it was held against.", _NUMBER),
+    "x-router-decision-ms": ("How long the decision took.", _NUMBER),
+    "x-router-decided-target": ("The target that was decided on, where another answered.", _TEXT),
+    "x-router-attempts": ("Calls of providers.", _COUNT),
+    "x-router-trail": ("The stages of the decision, where they were asked for.", _TEXT),
+    "x-router-token-count": ("Who counted the tokens: provider, or estimate.", _TEXT),
+}
+_ERROR_HEADERS: dict[str, tuple[str, Schema]] = {
+    "retry-after": ("When to come back: seconds, or a date.", _TEXT),
+    "www-authenticate": ("How to name oneself, with 401.", _TEXT),
+}
+
 
 def description(version: str) -> dict[str, Any]:
     """The description of a server of this version, as OpenAPI 3.1."""
@@ -47,7 +72,7 @@ def description(version: str) -> dict[str, Any]:
             "/readyz": {"get": _page("Ready to decide and to dispatch", "Status", unavailable=True)},
             "/metrics": {"get": _page("Counters in Prometheus' text format", None)},
             "/v1/budgets": {"get": _page("How the budgets stand", "Budgets")},
-            "/v1/spend": {"get": _page("What was spent, by group", "Spend")},
+            "/v1/spend": {"get": _page("What was spent, by group", "Spend") | {"parameters": _spend()}},
             "/dashboard": {"get": _page("Where the money goes, for people", None, "text/html")},
             "/openapi.json": {"get": _page("This description", "Open")},
         },
@@ -64,12 +89,17 @@ def _operation(summary: str, request: str, answer: str, error: str, stream: bool
         "parameters": [
             _header("x-router-mode", "What kind of step this is: plan, code, …", pattern=f"^{MODE.pattern}$"),
             _header("x-request-id", "Comes back with the answer."),
+            _header("x-router-session", "Which conversation it is part of."),
+            _header("x-router-feature", "What it is counted as in the ledger."),
+            _header("x-router-threshold", "The loss of quality allowed, -1 to 1, where clients may set it."),
+            _header("x-router-explain", "1 asks for the stages of the decision, where clients may see them."),
         ],
         "requestBody": {"required": True, "content": {"application/json": {"schema": _ref(request)}}},
         "responses": {
-            "200": {"description": "The answer.", "content": content},
+            "200": {"description": "The answer.", "headers": _answered(_ANSWER_HEADERS), "content": content},
             "default": {
                 "description": "What was wrong, in the dialect's shape.",
+                "headers": _answered(_ANSWER_HEADERS | _ERROR_HEADERS),
                 "content": {"application/json": {"schema": _ref(error)}},
             },
         },
@@ -90,6 +120,26 @@ def _page(
             "default": {"description": "What was wrong.", "content": error},
         },
     }
+
+
+def _answered(headers: dict[str, tuple[str, Schema]]) -> dict[str, Any]:
+    return {name: {"description": text, "schema": schema} for name, (text, schema) in headers.items()}
+
+
+def _spend() -> list[dict[str, Any]]:
+    """What is asked of the ledger."""
+    time = "2026-01-31, 2026-01-31T12:00 (UTC), 24h, 7d, 2w, today, week, month, year"
+    limit = {"type": "integer", "minimum": 0, "maximum": 999_999, "default": 20}
+    return [
+        _query("by", "The group.", {**_TEXT, "enum": list(SPEND_BY), "default": "mode"}),
+        _query("since", f"From this time on: {time}.", _TEXT),
+        _query("until", "Before this time; as since.", _TEXT),
+        _query("limit", "Groups at most, those with the most tokens; 0 for all.", limit),
+    ]
+
+
+def _query(name: str, text: str, schema: Schema) -> dict[str, Any]:
+    return {"name": name, "in": "query", "required": False, "description": text, "schema": schema}
 
 
 def _header(name: str, text: str, **schema: Any) -> dict[str, Any]:

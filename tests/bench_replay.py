@@ -1,6 +1,7 @@
 """``make bench-replay``: how long a replay of a large ledger takes, and how much memory.
 
-The ledger is filled with made-up traffic of :mod:`router.workload`, as if each tier's usual target had answered.
+The ledger is filled with made-up traffic of :mod:`router.workload`, as if each tier's usual target had answered: a tenth of it
+is made, and stands there ten times, fortnight after fortnight.
 """
 
 from __future__ import annotations
@@ -20,12 +21,13 @@ from typing import Any
 from router.bundle import default_bundle_dir, read_manifest
 from router.entry import NanoPrices
 from router.ledger_migrations import migrate
-from router.ledger_store import entries, ledger_url, open_engine
+from router.ledger_store import HOUR, entries, ledger_url, open_engine
 from router.policy import example_policy_path, load_policy
 from router.upstream import Usage
 from router.workload import row, traffic
 
 TARGETS = {"top": "sonnet", "balanced": "flash", "free": "glm-free", "internal": "luna"}
+COPIES = 10
 COLUMNS = [column.name for column in entries.c]
 
 
@@ -74,6 +76,15 @@ def made(requests: int, days: int) -> Iterator[tuple[Any, ...]]:
         yield tuple(fields[name] for name in COLUMNS)
 
 
+def again(row: tuple[Any, ...], copy: int) -> tuple[Any, ...]:
+    """The same request, fortnights later, of a session of its own."""
+    fields = dict(zip(COLUMNS, row, strict=True))
+    fields["time"] += copy * 14 * 24 * HOUR
+    fields["id"] = f"{copy:04x}{fields['id'][4:]}"
+    fields["session"] = f"{copy:04x}{fields['session'][4:]}"
+    return tuple(fields.values())
+
+
 def fill(where: str, requests: int, days: int) -> None:
     engine = open_engine(ledger_url(where), "create")
     migrate(engine)
@@ -82,7 +93,10 @@ def fill(where: str, requests: int, days: int) -> None:
         driver: Any = connection.driver_connection
         cursor = driver.cursor()
         cursor.execute("BEGIN")
-        cursor.executemany(f"INSERT INTO entries ({names}) VALUES ({marks})", made(requests, days))
+        once = list(made(requests // COPIES, days))
+        insert = f"INSERT INTO entries ({names}) VALUES ({marks})"
+        for copy in range(COPIES):
+            cursor.executemany(insert, (again(row, copy) for row in once))
         driver.commit()
         cursor.close()
     engine.dispose()
@@ -91,7 +105,7 @@ def fill(where: str, requests: int, days: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--requests", type=int, default=1_000_000)
-    parser.add_argument("--days", type=int, default=60)
+    parser.add_argument("--days", type=int, default=10, help="working days of one copy")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         where = str(Path(folder) / "ledger.sqlite3")

@@ -531,6 +531,30 @@ def test_the_description_has_every_place_and_nothing_more(router: Running, http:
     assert names <= description["components"]["schemas"].keys()
 
 
+def test_the_description_has_the_query_of_the_spend_and_the_headers_of_answers(
+    router: Running, http: httpx.Client
+) -> None:
+    from router.spend import BY
+
+    paths = http.get("/openapi.json").json()["paths"]
+    query = {one["name"]: one for one in paths["/v1/spend"]["get"]["parameters"]}
+    assert set(query) == {"by", "since", "until", "limit"}
+    assert query["by"]["schema"]["enum"] == list(BY)
+    asked = {
+        CHAT: ASK,
+        "/v1/route": {"prompt": "hard"},
+        "/v1/messages": {**ASK, "max_tokens": 5},
+        "/v1/messages/count_tokens": ASK,
+    }
+    for path, body in asked.items():
+        responses = paths[path]["post"]["responses"]
+        for sent, told in ((body, responses["200"]), ({"model": "nobody", **body}, responses["default"])):
+            answer = http.post(path, json=sent)
+            own = {name for name in answer.headers if name.startswith(("x-r", "request-id"))}
+            assert len(own) >= 2
+            assert own <= told["headers"].keys()
+
+
 EVERYTHING = {
     "tiers": {
         "auto": {

@@ -354,6 +354,15 @@ def test_json_is_one_object(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     assert json.loads(run("spend", "--json", "--limit", "1")[1])["others"]["requests"] == 3
 
 
+def test_sessions_are_whole_at_any_width(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    sessions = [f"{n:032x}" for n in range(3)]
+    fill("l.db", [entry(session=session) for session in sessions])
+    lines = run("spend", "--ledger", "l.db", "--by", "session")[1].splitlines()
+    assert [line.split()[0] for line in lines[3:6]] == sessions
+    assert all(len(line.split()) > 8 for line in lines[3:6])
+
+
 def test_csv_runs_nothing_in_a_spreadsheet(run: Run) -> None:
     fill("l.db", ROWS)
     status, out, err = run("spend", "--csv", "--ledger", "l.db", "--by", "mode")
