@@ -134,7 +134,7 @@ def entry_of(
         error=ended.error,
         streamed=ended.streamed,
         cancelled=ended.cancelled,
-        basis=Basis.of(facts, decision, decided).as_json(),
+        basis=Basis.of(facts, decision, decided, counted=policy.sessions.enabled).as_json(),
         fallbacks=len({attempt.target for attempt in attempts} - {decision.target}),
     )
 

@@ -57,14 +57,16 @@ class Basis:
     novelty: float | None = None
 
     @classmethod
-    def of(cls, facts: RequestFacts, decision: Decision, decided: str | None = None) -> Basis:
-        """What there is to keep of a request that was decided on."""
+    def of(
+        cls, facts: RequestFacts, decision: Decision, decided: str | None = None, *, counted: bool = True
+    ) -> Basis:
+        """What there is to keep of a request that was decided on; its tokens where they are ``counted`` anyway."""
         prediction = decision.prediction
         gain = () if prediction is None else _rounded(prediction.gain[0])
         return cls(
             facts.model[:_LONGEST_NAME],
             facts.threshold,
-            _known(facts.content),
+            _known(facts.content, counted),
             decided if decided != decision.target else None,
             gain if len(gain) > 2 else (),
             () if prediction is None else _rounded(prediction.quality[0]),
@@ -151,12 +153,12 @@ def prompt_of(text: str, state: str | None) -> Prompt:
     return Prompt(text, length, known)
 
 
-def _known(content: Content | KnownContent | None) -> KnownContent:
+def _known(content: Content | KnownContent | None, counted: bool) -> KnownContent:
     if content is None:
         return NOTHING
     needs = content.needs
     return KnownContent(
-        KnownNeeds(needs.features, needs.answer, needs.tokens),
+        KnownNeeds(needs.features, needs.answer, needs.tokens if counted else 0),
         tuple(
             KnownResult(one.tool[:_LONGEST_TOOL], one.size, one.error, one.failed_test)
             for one in content.results[-_MOST_RESULTS:]

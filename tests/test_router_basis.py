@@ -103,6 +103,7 @@ def test_the_prediction_comes_back_of_a_pair_by_its_score() -> None:
 
 def test_little_is_written_of_a_request_that_says_little() -> None:
     assert Basis().as_json() == '{"asked":"auto"}'
+    assert "tokens" not in Basis.of(RequestFacts("low"), decide_pinned(), counted=False).as_json()
     assert Basis(threshold=0.0).as_json() == '{"asked":"auto","threshold":0.0}'
     long = body("x" * 500, "y" * 9_000)
     long["messages"] += [{**long["messages"][2], "tool_call_id": str(n)} for n in range(40)]

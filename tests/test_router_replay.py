@@ -135,8 +135,8 @@ def served(file: Path, **changes: Any) -> Any:
         )
         ledger = Ledger(str(file), durability="strict").open()
         gateway = Gateway(own, WordPredictor(), ENVIRONMENT, ledger=ledger)
-        with serve(create_app(gateway=gateway)) as url, httpx.Client(base_url=url, timeout=60) as http:
-            deadline = time.monotonic() + 60
+        with serve(create_app(gateway=gateway)) as url, httpx.Client(base_url=url, timeout=240) as http:
+            deadline = time.monotonic() + 240
             while gateway.dispatcher.state in ("idle", "loading") and time.monotonic() < deadline:
                 time.sleep(0.01)
             yield http, own

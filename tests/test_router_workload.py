@@ -4,6 +4,7 @@ import asyncio
 import json
 import sqlite3
 import sys
+import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from itertools import pairwise
@@ -141,6 +142,9 @@ def test_the_gateway_gets_it_and_the_ledger_has_it(tmp_path: Path) -> None:
         made = list(traffic(60, days=1, scale=0.01))
         told: list[int] = []
         with serve(create_app(gateway=gateway)) as url:
+            deadline = time.monotonic() + 240
+            while gateway.dispatcher.state in ("idle", "loading") and time.monotonic() < deadline:
+                time.sleep(0.01)
             first = asyncio.run(
                 send(made, url, concurrency=4, progress=lambda report: told.append(report.sent))
             )
