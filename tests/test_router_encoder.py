@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -228,3 +230,21 @@ def test_a_model_of_sentence_transformers_needs_the_extra(monkeypatch: pytest.Mo
     monkeypatch.setitem(sys.modules, "sentence_transformers", None)
     with pytest.raises(EncoderError, match="extra 'encoders'"):
         load_encoder("some/model")
+
+
+def test_nothing_is_told_to_the_maker_of_the_runtime(encoder_dir: Path, tmp_path: Path) -> None:
+    """Where it reports, it first makes an id of the machine in the user's cache."""
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in ("CI", "XDG_CACHE_HOME", "ORT_DISABLE_TELEMETRY")
+    }
+    code = f"from pathlib import Path\nfrom router.encoder import OnnxEncoder\nOnnxEncoder(Path({str(encoder_dir)!r}))"
+    subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=Path(__file__).parent.parent,
+        env=environment | {"HOME": str(tmp_path)},
+        check=True,
+        timeout=120,
+    )
+    assert list(tmp_path.rglob("*")) == []

@@ -7,6 +7,7 @@ MiniLM-sized models drift too far from the original to be used.
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import tempfile
 import warnings
@@ -163,6 +164,7 @@ def _to_onnx(original: Any, config: EncoderConfig, path: Path) -> None:
 
 
 def _quantise(full: Path, out: Path) -> None:
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # as router/encoder.py does
     from onnxruntime.quantization import QuantType, quantize_dynamic
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
