@@ -23,7 +23,8 @@ from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 
 from router.clients import KEY_HEADERS
-from router.errors import LedgerError, RequestError, UsageError
+from router.entry import now
+from router.errors import BudgetError, LedgerError, RequestError, UsageError
 from router.login import SESSION_SECONDS, Logins
 from router.schemas import to_json
 
@@ -94,6 +95,7 @@ class Dashboard:
                 Route("/spend.csv", self._guarded(self._spend_csv)),
                 Route("/routing", self._guarded(self._routing)),
                 Route("/requests", self._guarded(self._requests)),
+                Route("/budgets", self._guarded(self._budgets)),
                 Route("/{file}", self._file),
             ],
             exception_handlers={HTTPException: self._http_error},
@@ -134,6 +136,9 @@ class Dashboard:
             except LedgerError as error:
                 logger.error("%s", error)
                 return _error(503, "The ledger cannot be read; the log says why.")
+            except BudgetError as error:
+                logger.error("%s", error)
+                return _error(503, "The budgets cannot be read; the log says why.")
 
         return guarded
 
@@ -199,6 +204,17 @@ class Dashboard:
 
         period, before = _period(request), _before(request)
         return _json(await self._read(lambda connection: requests(connection, period, before)))
+
+    async def _budgets(self, _: Request) -> Response:
+        """How the budgets stand, as `/v1/budgets` tells it; none where the policy has none."""
+        budgets, purse = self._gateway.in_force.policy.budgets, self._gateway.purse
+        if budgets is None or purse is None:
+            return _json({"budgets": []})
+        from router.budget_report import as_json, read_standings
+
+        async with self._reading:
+            found = await asyncio.to_thread(read_standings, budgets, purse.store, now())
+        return _json(as_json(budgets, found))
 
     async def _read(self, query: Callable[[Connection], T]) -> T:
         """What a query of the ledger gives; off the event loop."""

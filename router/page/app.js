@@ -48,7 +48,7 @@ const short = (text) => text.replace(/\b([0-9a-f]{8})[0-9a-f]{16,}\b/g, "$1…")
 
 // --- Asking ------------------------------------------------------------------------------------------------------
 
-async function load(parts = ["spend", "routing", "requests"]) {
+async function load(parts = ["spend", "routing", "requests", "budgets"]) {
   const [range, by] = [chosen("range"), chosen("by")];
   history.replaceState(null, "", `?range=${range}&by=${by}`);
   find("csv").href = `/dashboard/spend.csv?range=${range}&by=${by}`;
@@ -58,6 +58,7 @@ async function load(parts = ["spend", "routing", "requests"]) {
     spend: (found) => { shown.spend = found; showSpend(); },
     routing: (found) => { shown.routing = found; showRouting(); },
     requests: (found) => { shown.requests = []; showRequests(found); },
+    budgets: showBudgets,
   };
   const ends = await Promise.allSettled(parts.map(async (part) => {
     asked[part]?.abort();
@@ -180,6 +181,24 @@ function showSaving() {
     upper: lower.map((paid, slot) => paid + saved[slot]), names: ["paid", "always the strongest (est.)"], words: money, tick: moneyTick,
     rest: `${money(saved.at(-1))} saved so far (est.): the same tokens at the strongest target's prices`,
   });
+}
+
+function showBudgets({ budgets, at_limit: atLimit }) {
+  find("budgets-card").hidden = !budgets.length;
+  const state = (one) => {
+    if (one.remaining <= 0) return [atLimit === "refuse" ? "used up: requests are refused" : "used up: everything goes to the cheapest target", "bad"];
+    const paced = one.threshold === null ? "" : `; the threshold is raised to ${score(one.threshold)}`;
+    return one.pace > 1 ? [`${percent(one.pace)} of it at this pace${paced}`, "bad"] : [`lasts at this pace${paced}`, "muted"];
+  };
+  find("budgets").replaceChildren(table("Budgets of the current month and day", ["budget", "spent", "dollars", "outlook", "begins anew"], budgets.map((one) => {
+    const [words, mood] = state(one);
+    const name = one.name === null ? one.scope : `${one.scope} ${short(one.name)}`;
+    const share = one.amount ? one.spent / one.amount : 1;
+    return [
+      html("span", {}, html("b", {}, name), ` · ${one.period}`), html("span", { class: `meter ${share >= 1 ? "full" : ""}`, share: Math.min(share, 1) }, percent(share)),
+      `${money(one.spent)} of ${money(one.amount)}${one.reserved ? `, ${money(one.reserved)} held` : ""}`, html("span", { class: mood }, words), time(one.resets_at),
+    ];
+  }), { classes: "budgets" }));
 }
 
 // --- What is decided, and by what --------------------------------------------------------------------------------
