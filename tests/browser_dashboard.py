@@ -24,10 +24,14 @@ from running import WordPredictor, policy
 from spending import fill, sessions
 
 from router.app import create_app
+from router.budget_store import Totals, open_store
+from router.budgets import Count, periods
 from router.bundle import CostQualityCurve
 from router.clients import Client, ClientKeys
+from router.entry import NANO, now
 from router.gateway import Gateway
 from router.ledger import Ledger
+from router.purse import Purse
 
 PICTURES = Path(__file__).parent.parent / "build" / "dashboard"
 CHROMIUM = os.environ.get("ROUTER_TEST_CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
@@ -62,14 +66,18 @@ class Predictor(WordPredictor):
 
 @contextmanager
 def server(
-    ledger: Path | None, clients: ClientKeys | None = None, curve: CostQualityCurve | None = CURVE
+    ledger: Path | None,
+    clients: ClientKeys | None = None,
+    curve: CostQualityCurve | None = CURVE,
+    budgets: Any = None,
+    purse: Purse | None = None,
 ) -> Iterator[str]:
     predictor = Predictor(curve)
     book = None if ledger is None else Ledger(str(ledger)).open()
     echo = {name: {"echo": True} for name in ("cheap", "frontier")}
     tiers = {"auto": {"predict": {"weak": "cheap", "strong": "frontier"}}}
-    mine = policy("http://127.0.0.1:9/v1", targets=echo, aliases={}, tiers=tiers)
-    with serve(create_app(gateway=Gateway(mine, predictor, {}, clients, book))) as url:
+    mine = policy("http://127.0.0.1:9/v1", targets=echo, aliases={}, tiers=tiers, budgets=budgets)
+    with serve(create_app(gateway=Gateway(mine, predictor, {}, clients, book, purse=purse))) as url:
         yield url
 
 
@@ -355,6 +363,31 @@ def test_what_hostile_clients_call_things_stays_text(browser: Browser, tmp_path:
         assert "<script>" in page.inner_text("#requests .details >> nth=0")
         page.screenshot(path=PICTURES / "hostile.png", full_page=True)
         assert fits(page)
+
+
+@pytest.mark.parametrize("width", [1280, 360])
+def test_budgets_are_bars(browser: Browser, ledger: Path, tmp_path: Path, width: int) -> None:
+    limits = {
+        "workload": {"month": 200, "day": 2},
+        "keys": {"ci": {"month": 50}},
+        "features": {HOSTILE[:64]: {"day": 5}},
+    }
+    store = open_store(str(tmp_path / "budgets"))
+    purse = Purse(store).open()
+    month, day = periods(now())
+    spent = {Count("workload", "", month): 120, Count("workload", "", day): 2, Count("key", "ci", month): 1}
+    store.begin({count: Totals(dollars * NANO) for count, dollars in spent.items()})
+    with server(ledger, budgets=limits, purse=purse) as url, opened(browser, url, width=width) as page:
+        settled(page)
+        rows = page.locator("#budgets tbody tr")
+        expect(rows).to_have_count(4)
+        expect(rows.nth(0)).to_contain_text("60")
+        expect(rows.nth(1)).to_contain_text("used up: everything goes to the cheapest target")
+        assert page.locator("#budgets img").count() == 0
+        wide = page.locator("#budgets").evaluate("node => [node.scrollWidth, node.clientWidth]")
+        assert wide[0] <= wide[1]
+        page.locator("#budgets-card").screenshot(path=PICTURES / f"budgets-{width}.png")
+    purse.close()
 
 
 def test_an_empty_ledger(browser: Browser, tmp_path: Path) -> None:

@@ -19,9 +19,13 @@ from spending import fill
 from starlette.testclient import TestClient
 
 from router.app import create_app
+from router.budget_store import Totals, open_store
+from router.budgets import Count, periods
 from router.clients import Client, ClientKeys
+from router.entry import NANO, now
 from router.gateway import Gateway
 from router.ledger import Ledger
+from router.purse import Purse
 
 ADMIN, OTHER = "rk_admin-0123456789", "rk_other-0123456789"
 HOSTILE = "<script>alert(1)</script>\"'=1+1"
@@ -379,6 +383,28 @@ def test_keys_stand_in_no_log(visitor: TestClient, caplog: pytest.LogCaptureFixt
     log_in(visitor, "rk_secret-that-is-wrong")
     assert "a wrong key from testclient" in caplog.text
     assert "rk_secret" not in caplog.text
+
+
+def test_budgets_are_shown_where_the_policy_has_any(open_server: TestClient, tmp_path: Path) -> None:
+    assert open_server.get("/dashboard/budgets").json() == {"budgets": []}
+    limits = {"workload": {"month": 10}, "features": {HOSTILE[:64]: {"day": 1}}, "at_limit": "refuse"}
+    mine = policy("http://127.0.0.1:9/v1", tiers=TIERS, budgets=limits, **PRICED)
+    store = open_store(str(tmp_path / "budgets"))
+    purse = Purse(store).open()
+    try:
+        store.begin({Count("workload", "", periods(now())[0]): Totals(4 * NANO)})
+        gateway = Gateway(mine, WordPredictor(), {}, keys(), purse=purse)
+        http = client_of(create_app(gateway=gateway))
+        assert http.get("/dashboard/budgets").status_code == 401
+        log_in(http)
+        found = http.get("/dashboard/budgets").json()
+    finally:
+        purse.close()
+    assert found["at_limit"] == "refuse"
+    told = [
+        (one["scope"], one["name"], one["amount"], one["spent"], one["remaining"]) for one in found["budgets"]
+    ]
+    assert told == [("workload", None, 10, 4, 6), ("feature", HOSTILE[:64], 1, 0, 1)]
 
 
 def test_any_policy_is_shown(book: Path) -> None:
