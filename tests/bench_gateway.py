@@ -46,7 +46,7 @@ PROMPTS = (
     "Explain why quicksort is quadratic on {} sorted rows and how one can avoid that.",
 )
 
-START_SECONDS = 120
+START_SECONDS = 300
 ANSWER_SECONDS = 30
 
 # The proxy as its documentation runs it in production, but without a key, as ours is; nothing from the network.
