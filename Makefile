@@ -142,6 +142,9 @@ bench-ledger: $(VENV)/dev  ## spend queries over five million rows, on SQLite an
 bench-replay: $(VENV)/dev  ## a replay of a ledger of a million rows: time and memory (minutes)
 	$(BIN)/python tests/bench_replay.py
 
+bench-ledger-cost: $(VENV)/dev  ## what the ledger, and shared sessions, cost a request (minutes)
+	$(BIN)/python tests/bench_ledger_cost.py
+
 soak: $(VENV)/dev  ## 10,000 requests while the policy is rewritten every 50 ms
 	ROUTER_SOAK_REQUESTS=10000 $(BIN)/python -m pytest -s tests/test_router_live_load.py
 
