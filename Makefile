@@ -14,7 +14,7 @@ BROWSER := .venv-browser
 PIP_FLAGS := --disable-pip-version-check --quiet --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help run demo test check test-encoders test-wheel test-image test-schemathesis test-clients test-dashboard soak bench-gateway bench-ledger bench-replay study-sessions study-replicas peers benchmark clean
+.PHONY: help run demo test check test-encoders test-wheel test-image test-schemathesis test-clients test-dashboard soak bench-gateway bench-ledger bench-ledger-cost bench-replay study-sessions study-replicas peers benchmark clean
 
 help:  ## what can be made
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
