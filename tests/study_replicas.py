@@ -617,6 +617,12 @@ def page(results: Mapping[str, Mapping[str, Any]], concurrency: int) -> str:
         f"| --- |{' --- |' * len(columns)}",
         *(f"| {what} | {' | '.join(one[what] for one in columns.values())} |" for what in first),
         "",
+        "Calls without a complete answer are those that the kill cut off, those that went to the killed server while it",
+        "was down, and those on connections that had been idle for five seconds, which a server closes. Answered to nobody",
+        "and without a row: what the killed server had sent and not yet answered; the provider bills it, and nobody who is",
+        "alive knows. A budget can be overshot by these, and by what the killed server had not told the store yet. Requests",
+        "leave their session's target where the database, which holds the sessions, is away: each server then has its own.",
+        "",
     ]
     return "\n".join(lines)
 
