@@ -14,7 +14,7 @@ BROWSER := .venv-browser
 PIP_FLAGS := --disable-pip-version-check --quiet --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help run demo test check test-encoders test-wheel test-image test-schemathesis test-clients test-dashboard soak bench-gateway bench-ledger bench-ledger-cost bench-replay study-sessions study-replicas peers benchmark clean
+.PHONY: help run demo test check test-encoders test-wheel test-image test-schemathesis test-clients test-dashboard soak bench-gateway bench-ledger bench-ledger-cost bench-replay study-sessions study-replicas study-month peers benchmark clean
 
 help:  ## what can be made
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -156,6 +156,9 @@ study-sessions: $(VENV)/dev  ## when a session leaves a warm prompt cache: by fa
 
 study-replicas: $(VENV)/dev  ## two servers on one PostgreSQL, one killed, the database restarted, beside the provider's own count (an hour)
 	$(BIN)/python tests/study_replicas.py --out tests/STUDY_REPLICAS.md
+
+study-month: $(VENV)/dev  ## a month under a budget, paced and stopped, on the originals in ROUTER_BENCH_DATA (minutes)
+	$(BIN)/python tests/study_month.py
 
 peers: $(PEERS)/ready  ## the environment of routers to measure beside ours (minutes)
 

@@ -423,7 +423,7 @@ def explain(
     headers = dict(map(_header, header or ()))
     content = _read_content(request)
     settings, found = load_settings(policy=policy, bundle=bundle, allowed_keys=_bindings(allow_key))
-    in_force = load_gateway(settings, found).in_force
+    in_force = load_gateway(settings, found, spends=False).in_force
     read = read_route(content, in_force.policy.limits)
     if read.many:
         raise UsageError("one prompt at a time, please: 'prompt' or 'messages' instead of 'prompts'")

@@ -126,8 +126,9 @@ class Gateway:
     """One server's state; parameters as for :class:`InForce`, which it starts with.
 
     ``clients`` are those who may use it; anybody, where there are none. ``ledger`` is open, and closed with the gateway,
-    and so is ``purse``, which a policy with budgets needs. ``place`` is where sessions are shared with other servers; they
-    stay in this process, where it is None. ``live`` keeps policy and bundle as their sources say, where they have such.
+    and so is ``purse``, which a policy with budgets needs where the server ``spends``. ``place`` is where sessions are shared
+    with other servers; they stay in this process, where it is None. ``live`` keeps policy and bundle as their sources say,
+    where they have such.
     """
 
     live: Live | None = None
@@ -142,10 +143,12 @@ class Gateway:
         ledger: Ledger | None = None,
         place: Place | None = None,
         purse: Purse | None = None,
+        spends: bool = True,
     ) -> None:
         self.environment = os.environ if environment is None else environment
         self.ledger = ledger
         self.purse = purse
+        self._spends = spends
         self.put_in_force(self.bind(policy, predictor))
         self.clients = clients
         self.dispatcher = Dispatcher()
@@ -163,7 +166,7 @@ class Gateway:
         """What would be in force with these; :class:`PolicyError` where it cannot be: with a ledger every target needs prices."""
         if self.ledger is not None:
             check_priced(policy)
-        if policy.budgets is not None:
+        if policy.budgets is not None and self._spends:
             if self.purse is None:
                 raise PolicyError(_UNCOUNTED)
             self.purse.start()
@@ -225,10 +228,11 @@ class Gateway:
         self._executor.shutdown(wait=False, cancel_futures=True)
 
 
-def load_gateway(settings: Settings, policy: Policy) -> Gateway:
+def load_gateway(settings: Settings, policy: Policy, *, spends: bool = True) -> Gateway:
     """Load the bundle, where the policy predicts or the settings name one, and check that the two fit.
 
-    A policy from a URL that does not fit gives way to the one that was last in force.
+    A policy from a URL that does not fit gives way to the one that was last in force. One that only decides, and never
+    ``spends``, counts no budgets.
 
     Raises
     ------
@@ -246,14 +250,16 @@ def load_gateway(settings: Settings, policy: Policy) -> Gateway:
     source = policy_source(settings)
     bundle = settings.bundle or default_bundle_dir()
 
-    purse = None
+    purse: Purse | None = None
 
     def made(policy: Policy) -> Gateway:
         predictor = _predictor(settings, policy, bundle)
-        return Gateway(policy, predictor, clients=clients, ledger=ledger, place=place, purse=purse)
+        return Gateway(
+            policy, predictor, clients=clients, ledger=ledger, place=place, purse=purse, spends=spends
+        )
 
     try:
-        purse = _purse(settings, policy, ledger)
+        purse = _purse(settings, policy, ledger) if spends else None
         try:
             gateway = made(policy)
         except PolicyError as error:

@@ -30,6 +30,7 @@ from router.entry import NANO, now
 from router.errors import BudgetError, PolicyError
 from router.gateway import Gateway
 from router.ledger import Ledger
+from router.policy import parse_policy, placed
 from router.purse import Hold, Purse
 
 CHAT, MESSAGES, RESPONSES = "/v1/chat/completions", "/v1/messages", "/v1/responses"
@@ -421,6 +422,58 @@ def test_without_budgets_there_is_no_page_of_them() -> None:
     gateway = Gateway(policy("http://127.0.0.1:9/v1"), WordPredictor(), {})
     with serve(create_app(gateway=gateway)) as url:
         assert httpx.get(f"{url}/v1/budgets").status_code == 404
+
+
+def test_what_is_wrong_with_budgets_is_told_with_its_line(tmp_path: Path) -> None:
+    text = """version: 1
+targets:
+  a: {model: openai/a}
+  b: {echo: true}
+tiers: {t: {default: b}}
+default_tier: t
+budgets:
+  workload: {month: -1, week: 5}
+  each_key: {day: 9000000}
+  at_limit: stop
+  pacing: {start: 2, bar: cut}
+  on_outage: maybe
+"""
+    with pytest.raises(PolicyError) as caught:
+        parse_policy(text.encode(), "p.yaml")
+    lines = placed(caught.value.problems, text.encode(), "p.yaml")
+    assert [line.split(": ")[:2] for line in lines] == [
+        ["p.yaml:8", "budgets.workload.month"],
+        ["p.yaml:8", "budgets.workload.week"],
+        ["p.yaml:9", "budgets.each_key.day"],
+        ["p.yaml:10", "budgets.at_limit"],
+        ["p.yaml:11", "budgets.pacing.start"],
+        ["p.yaml:11", "budgets.pacing.bar"],
+        ["p.yaml:12", "budgets.on_outage"],
+    ]
+    for budgets, where, what in (
+        ("{}", "p.yaml:7: budgets", "no amount is given"),
+        ("{workload: {day: 1}}", "p.yaml:3: targets.a", "prices is missing"),
+    ):
+        short = text[: text.index("budgets:")] + f"budgets: {budgets}\n"
+        with pytest.raises(PolicyError) as caught:
+            parse_policy(short.encode(), "p.yaml")
+        (line,) = placed(caught.value.problems, short.encode(), "p.yaml")
+        assert line.startswith(where)
+        assert what in line
+
+
+def test_a_decision_is_explained_without_counting(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, request = tmp_path / "router.yaml", tmp_path / "request.json"
+    text = "version: 1\ntargets: {a: {echo: true}}\ntiers: {t: {default: a}}\ndefault_tier: t\n"
+    file.write_text(text + "budgets: {workload: {month: 4}}\n")
+    request.write_text(json.dumps({"prompt": "hi"}))
+    monkeypatch.setattr(sys, "argv", ["router", "explain", str(request), "--policy", str(file)])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert not ended.value.code
+    assert "→ a" in capsys.readouterr().out
 
 
 def test_the_command_says_how_the_budgets_stand(
