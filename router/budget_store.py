@@ -18,6 +18,7 @@ from typing import Any, Protocol
 
 from sqlalchemy import (
     BigInteger,
+    BindParameter,
     Column,
     Connection,
     Double,
@@ -240,6 +241,19 @@ _holds = Table(
 )
 
 
+# Made once: every request waits for them. The rows are locked in one order by all, so that none waits in a circle.
+_IDS: BindParameter[Any] = bindparam("ids", expanding=True)
+_LOCK_COUNTS = (
+    select(_counts).where(_counts.c.id.in_(_IDS)).order_by(_counts.c.id).with_for_update(key_share=True)
+)
+_READ_HOLDS = select(_holds).where(_holds.c.id.in_(_IDS))
+_WRITE_COUNTS = (
+    update(_counts)
+    .where(_counts.c.id == bindparam("key"))
+    .values({name: bindparam(f"new_{name}") for name in ("spent", "requests", "threshold")})
+)
+
+
 class SqlStore:
     """Counts in SQLite or PostgreSQL: two tables, made where they are not there.
 
@@ -255,6 +269,11 @@ class SqlStore:
         self._url = url
         self._lease = lease
         self._engine: Engine | None = None
+        statement = self._insert(_holds)
+        self._write_holds = statement.on_conflict_do_update(
+            index_elements=["id", "holder"],
+            set_={name: statement.excluded[name] for name in ("spent", "requests", "reserved", "expires")},
+        )
 
     @property
     def shown(self) -> str:
@@ -301,14 +320,7 @@ class SqlStore:
     def turn(self, shares: Sequence[Share], wanted: Sequence[Wanted]) -> Turn:
         ids = [share.count.id for share in shares]
         with self._transaction() as connection:
-            # The rows are locked in one order by all, so that none waits in a circle.
-            query = (
-                select(_counts)
-                .where(_counts.c.id.in_(ids))
-                .order_by(_counts.c.id)
-                .with_for_update(key_share=True)
-            )
-            counts = {row.id: row for row in connection.execute(query)}
+            counts = {row.id: row for row in connection.execute(_LOCK_COUNTS, {"ids": ids})}
             if missing := [share.count for share in shares if share.count.id not in counts]:
                 raise Missing(missing)
             time = self._time(connection)
@@ -316,7 +328,7 @@ class SqlStore:
             before: dict[tuple[str, str], Any] = {}
             others = dict.fromkeys(ids, 0)
             dead = []
-            for row in connection.execute(select(_holds).where(_holds.c.id.in_(ids))):
+            for row in connection.execute(_READ_HOLDS, {"ids": ids}):
                 if (row.id, row.holder) in own:
                     before[row.id, row.holder] = row
                 elif row.expires > time:
@@ -337,9 +349,7 @@ class SqlStore:
                 )
             turn = granted(totals, wanted)
             connection.execute(
-                update(_counts)
-                .where(_counts.c.id == bindparam("key"))
-                .values({name: bindparam(f"new_{name}") for name in ("spent", "requests", "threshold")}),
+                _WRITE_COUNTS,
                 [
                     {
                         "key": count.id,
@@ -351,7 +361,7 @@ class SqlStore:
                 ],
             )
             connection.execute(
-                self._hold,
+                self._write_holds,
                 [
                     {
                         "id": share.count.id,
@@ -387,14 +397,6 @@ class SqlStore:
     @property
     def _is_sqlite(self) -> bool:
         return self._url.get_backend_name() == "sqlite"
-
-    @property
-    def _hold(self) -> Any:
-        statement = self._insert(_holds)
-        values = ("spent", "requests", "reserved", "expires")
-        return statement.on_conflict_do_update(
-            index_elements=["id", "holder"], set_={name: statement.excluded[name] for name in values}
-        )
 
     def _insert(self, table: Table) -> Any:
         return (sqlite if self._is_sqlite else postgresql).insert(table)

@@ -28,6 +28,8 @@ logger = logging.getLogger("router")
 
 # How often the lease of what is held is renewed: several times before it is over.
 _BEAT_SECONDS = 15.0
+# What was spent waits so long for a request that wants to hold something: one step for both.
+_WAIT_SECONDS = 0.03
 # How often the thresholds are looked at again, and so much of the ledger's traffic with them.
 _PACE_SECONDS = 5.0
 _HISTORY = 15 * 86_400 * SECOND
@@ -164,6 +166,7 @@ class Purse:
         self._pauses = 0
         self._try_again = 0.0
         self._beat_at = time.monotonic() + _BEAT_SECONDS
+        self._dirty_since = 0.0
         self._thread: threading.Thread | None = None
 
     def open(self) -> Purse:
@@ -269,6 +272,8 @@ class Purse:
             hold.settled = True
             if not hold.held:
                 return
+            if not self._dirty:
+                self._dirty_since = time.monotonic()
             for limit in hold.limits:
                 mine = self._mine_of(limit.count)
                 mine.reserved -= hold.amount
@@ -352,7 +357,9 @@ class Purse:
         clock = time.monotonic()
         if self._stats.away:
             return self._try_again - clock
-        return 0.0 if self._queue or self._dirty else self._beat_at - clock
+        if self._queue:
+            return 0.0
+        return (self._dirty_since + _WAIT_SECONDS if self._dirty else self._beat_at) - clock
 
     def _beat(self) -> None:
         """Renew the leases, and forget what is long over."""
