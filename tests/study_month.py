@@ -281,7 +281,7 @@ def draw(rows: Rows, n: int, rule: Pacing, path: Path) -> None:
     upper.annotate("the budget", (0.2, amount / NANO), va="bottom", color="grey")
     upper.set_ylabel("US dollars spent")
     upper.legend(loc="lower right")
-    upper.set_title(f"{rows.name}: a month at 60 % of what always strong would cost")
+    upper.set_title("A month at 60 % of what always strong would cost (RouterBench)")
     lower.set_ylabel("threshold, paced")
     lower.set_xlabel("day of the month")
     figure.savefig(path, dpi=100)

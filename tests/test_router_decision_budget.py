@@ -155,13 +155,16 @@ def test_a_session_is_weighed_after_the_budget() -> None:
         context=100_000,
         caches=(Cache("c", 100_000, 0.0),),
     )
+    targets = {
+        name: {"model": f"openai/{name}", "prices": {"input": price, "output": price, "cached_read": 0.05}}
+        for name, price in {"a": 1, "c": 5}.items()
+    }
     large = Content({"messages": [{"role": "user", "content": "word " * 80_000}]})
-    decision = decide(RequestFacts(pace=PACE, content=large, session=session, now=1.0), policy(), gains(0.25))
+    facts = RequestFacts(pace=PACE, content=large, session=session, now=1.0)
+    decision = decide(facts, policy(targets=targets), gains(0.25))
     stages = [stage for stage, _ in decision.trail]
     assert stages.index("budget") < stages.index("session")
-    assert decision.reason in ("sticky", "budget")
-    if decision.reason == "sticky":
-        assert decision.options == ()
+    assert (decision.target, decision.reason, decision.options) == ("c", "sticky", ())
 
 
 def test_at_the_limit_nothing_is_predicted() -> None:
