@@ -58,7 +58,8 @@ BUDGET = Fraction(36, 1_000_000)  # dollars for each request of the run
 KILL_AT, STOP_AT = 0.35, 0.65  # of the requests
 DATABASE_AWAY = 3.0  # seconds
 ATTEMPTS = 6
-FLUSH_SECONDS = 0.2  # of a batched ledger
+# Of a batched ledger, and of the transaction under way.
+FLUSH_SECONDS, TRANSACTION_SECONDS = 0.2, 1.0
 
 
 # What the provider is.
@@ -561,6 +562,26 @@ def compare(
 NOBODY = Answer(0, "", "", 0.0, 0.0)
 
 
+def broken(durability: str, one: Mapping[str, Any], concurrency: int) -> Iterator[str]:
+    """What was promised and did not hold."""
+    lost = one["lost_ended_before_the_kill_ms"]
+    if durability == "strict" and lost:
+        yield f"{len(lost)} answered requests have no row"
+    if lost and max(lost) > (FLUSH_SECONDS + TRANSACTION_SECONDS) * 1e3:
+        yield f"a row is missing whose answer ended {max(lost)} ms before the kill"
+    if one["billed_without_row"] - one["answered_and_lost"] > concurrency:
+        yield "more calls have no row than were under way"
+    for name in ("rows_twice", "rows_unknown_to_the_provider", "rows_that_cost_something_else"):
+        if one[name]:
+            yield f"{name}: {one[name]}"
+    if one["nano_dollars_apart"] or one["spend_apart"] or one["ledger_check"]:
+        yield "the dollars do not add up"
+    if one["budget_overshoot_dollars"] > concurrency * one["budget_dearest_request_dollars"]:
+        yield "the budget was overshot by more than the requests under way"
+    if one["strays_in_calm"]:
+        yield f"{one['strays_in_calm']} requests left their session's target while all was well"
+
+
 def told(one: Mapping[str, Any]) -> dict[str, str]:
     """A run's figures, each with what it is."""
     statuses, lost = one["statuses"], one["lost_ended_before_the_kill_ms"]
@@ -661,6 +682,9 @@ def main() -> None:
         print(text, file=sys.stderr)
     else:
         options.out.write_text(text)
+    wrong = [what for name, one in results.items() for what in broken(name, one, options.concurrency)]
+    if wrong:
+        raise SystemExit(f"study-replicas: {'; '.join(wrong)}")
 
 
 if __name__ == "__main__":
