@@ -549,7 +549,7 @@ def test_the_description_has_the_query_of_the_spend_and_the_headers_of_answers(
     for path, body in asked.items():
         responses = paths[path]["post"]["responses"]
         for sent, told in ((body, responses["200"]), ({"model": "nobody", **body}, responses["default"])):
-            answer = http.post(path, json=sent)
+            answer = http.post(path, json=sent, timeout=60)
             own = {name for name in answer.headers if name.startswith(("x-r", "request-id"))}
             assert len(own) >= 2
             assert own <= told["headers"].keys()
