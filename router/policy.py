@@ -146,7 +146,8 @@ class Target(_Section):
     drop_params : bool
         Leave out what the provider does not take, instead of answering 400; not where bodies pass through.
     timeout : float
-        Seconds until the answer, retries and what was waited between them included, or until a stream's next chunk.
+        Seconds until the answer, retries and what was waited between them included, or until a stream's next chunk. The
+        wait for a place does not count.
     retries : int
         How often a request is sent again, where the provider cannot be reached, breaks off or answers 429 or 5xx; never
         after the first byte of an answer, nor where it wants to be left alone for longer than two seconds. None by
