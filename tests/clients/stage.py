@@ -256,8 +256,12 @@ def _finish(reply: Reply) -> str:
     return "stop" if reply.tool is None else "tool_calls"
 
 
+# On a machine that is busy with other things, starting and loading litellm each take long.
+_START_SECONDS = 180
+
+
 def _address(process: subprocess.Popen[str], log: Sequence[str]) -> str:
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + _START_SECONDS
     while process.poll() is None and time.monotonic() < deadline:
         found = re.search(r"^router \S+ on (http://\S+)$", "".join(log), re.MULTILINE)
         if found:
@@ -268,7 +272,7 @@ def _address(process: subprocess.Popen[str], log: Sequence[str]) -> str:
 
 def _until_ready(url: str) -> None:
     """Until litellm is loaded, so that a client's time limit does not count that."""
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + _START_SECONDS
     state = None
     while time.monotonic() < deadline:
         try:
