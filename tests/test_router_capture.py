@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import sqlite3
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +15,6 @@ import pytest
 from provider import provider, serve
 from running import ENVIRONMENT, WordPredictor, policy
 
-import router.cli
 from router.app import create_app
 from router.basis import prompt_of
 from router.clients import Client, ClientKeys
@@ -85,14 +83,11 @@ Run = Callable[..., str]
 
 
 @pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+def run(router_command: Callable[..., tuple[int, str, str]]) -> Run:
     def call(*arguments: str) -> str:
-        monkeypatch.setattr(sys, "argv", ["router", *arguments])
-        with pytest.raises(SystemExit) as ended:
-            router.cli.main()
-        output = capsys.readouterr()
-        assert not ended.value.code, output.err
-        return output.out
+        status, out, err = router_command(*arguments)
+        assert not status, err
+        return out
 
     return call
 

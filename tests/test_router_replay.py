@@ -444,24 +444,15 @@ Run = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
+def run(monkeypatch: pytest.MonkeyPatch, router_command: Run, tmp_path: Path) -> Run:
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
     for name in ("ROUTER_LEDGER", "ROUTER_BUNDLE", "ROUTER_POLICY"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("COLUMNS", "80")
-    monkeypatch.chdir(tmp_path)
     write_policy("new.yaml", ALL_CHEAP)
     write_policy("top.yaml", ALL_FRONTIER)
     Path("t.jsonl").write_text("".join(json.dumps(line(n)) + "\n" for n in range(4)), encoding="utf-8")
-
-    def call(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["router", *arguments])
-        with pytest.raises(SystemExit) as ended:
-            router.cli.main()
-        output = capsys.readouterr()
-        return int(ended.value.code or 0), output.out, output.err
-
-    return call
+    return router_command
 
 
 def write_policy(file: str, own: Policy, **changes: Any) -> None:

@@ -4,7 +4,6 @@ import csv
 import io
 import json
 import random
-import sys
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -13,7 +12,6 @@ from typing import Any
 import pytest
 from ledgers import entry
 
-import router.cli
 from router.entry import NANO
 from router.errors import LedgerError, UsageError
 from router.ledger import Ledger
@@ -278,20 +276,11 @@ def test_what_is_no_time_is_refused(text: str) -> None:
 
 
 @pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
+def run(monkeypatch: pytest.MonkeyPatch, router_command: Run, tmp_path: Path) -> Run:
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
     monkeypatch.delenv("ROUTER_LEDGER", raising=False)
     monkeypatch.setenv("COLUMNS", "120")
-    monkeypatch.chdir(tmp_path)
-
-    def call(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["router", *arguments])
-        with pytest.raises(SystemExit) as ended:
-            router.cli.main()
-        output = capsys.readouterr()
-        return int(ended.value.code or 0), output.out, output.err
-
-    return call
+    return router_command
 
 
 ROWS = [

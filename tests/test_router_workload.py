@@ -3,10 +3,10 @@ from __future__ import annotations
 import asyncio
 import json
 import sqlite3
-import sys
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -14,7 +14,6 @@ import pytest
 from provider import provider, serve
 from running import ENVIRONMENT, WordPredictor
 
-import router.cli
 from router.app import create_app
 from router.bundle import default_bundle_dir
 from router.content import Content
@@ -180,17 +179,8 @@ Run = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
-    monkeypatch.chdir(tmp_path)
-
-    def call(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["router", "traffic", *arguments])
-        with pytest.raises(SystemExit) as ended:
-            router.cli.main()
-        output = capsys.readouterr()
-        return int(ended.value.code or 0), output.out, output.err
-
-    return call
+def run(router_command: Run) -> Run:
+    return partial(router_command, "traffic")
 
 
 def test_the_command_writes_what_replay_reads(run: Run) -> None:
