@@ -37,6 +37,7 @@ from router.dispatch import Answer, Destination, Stream
 from router.entry import now
 from router.errors import BudgetError, LedgerError, RequestError, RouterError, UpstreamError, UsageError
 from router.escalation import Held, fault_of, gist_of_answer, gist_of_events
+from router.exposure import ThisMachineOnly, for_this_machine
 from router.failover import Attempt, Sent
 from router.features import Prompt
 from router.gateway import Gateway, load_gateway
@@ -82,7 +83,8 @@ def create_app(settings: Settings | None = None, gateway: Gateway | None = None)
     Parameters
     ----------
     settings : Settings, optional
-        Found in the documented order otherwise.
+        Found in the documented order where no gateway is given. Where they name no client keys and do not open the server to
+        anyone, it answers this machine alone (:class:`router.exposure.ThisMachineOnly`).
     gateway : Gateway, optional
         One that is loaded already.
 
@@ -166,10 +168,12 @@ def create_app(settings: Settings | None = None, gateway: Gateway | None = None)
     @app.exception_handler(HTTPException)
     async def http_error(request: Request, error: HTTPException) -> Response:
         # Starlette's own: no such path, no such method.
-        dialect = MESSAGES if request.url.path.startswith(MESSAGES.path) else CHAT
-        wrong = RequestError(f"{error.detail}.", status=error.status_code)
-        return _json_response(dialect.error_body(wrong), error.status_code, dict(error.headers or {}))
+        refused = _refused(request.url.path, RequestError(f"{error.detail}.", status=error.status_code))
+        refused.headers.update(error.headers or {})
+        return refused
 
+    if settings is not None and for_this_machine(settings):
+        app.add_middleware(ThisMachineOnly, refuse=_refused)
     return app
 
 
@@ -904,6 +908,12 @@ def _sees_all(request: Request, gateway: Gateway) -> bool:
 
 def _json_response(data: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
     return Response(to_json(data), status_code=status, headers=headers, media_type="application/json")
+
+
+def _refused(path: str, error: RequestError) -> Response:
+    """The answer to a request that no endpoint saw."""
+    dialect = MESSAGES if path.startswith(MESSAGES.path) else CHAT
+    return _json_response(dialect.error_body(error), error.status)
 
 
 def _too_large(limit: int) -> RequestError:

@@ -209,9 +209,10 @@ def serve(
     import uvicorn
 
     from router.app import create_app
+    from router.exposure import check_exposure
     from router.gateway import load_gateway
     from router.logs import configuration
-    from router.settings import check_exposure, load_settings
+    from router.settings import load_settings
 
     if hasattr(signal, "SIGHUP"):
         signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until the server runs, and reloads on it
@@ -251,7 +252,7 @@ def serve(
             "timeout_graceful_shutdown": _GRACE_SECONDS,
         }
         if settings.workers == 1:
-            server = uvicorn.Server(uvicorn.Config(create_app(gateway=gateway), **config))
+            server = uvicorn.Server(uvicorn.Config(create_app(settings, gateway), **config))
             server.run(sockets=[listener])
             return
         os.environ.update(settings.environment())
@@ -944,7 +945,7 @@ def _listen(host: str, port: int) -> socket.socket:
 
 def _greeting(url: str, settings: Settings, gateway: Gateway) -> Iterator[str]:
     """What is served, and what is missing."""
-    from router.settings import is_loopback
+    from router.exposure import for_this_machine
 
     policy = gateway.in_force.policy
     yield f"router {__version__} on {url}"
@@ -962,7 +963,7 @@ def _greeting(url: str, settings: Settings, gateway: Gateway) -> Iterator[str]:
         yield "  warning  each worker has its own sessions: share them by --session-store redis://… or postgresql://…"
     if gateway.clients is not None:
         yield f"  clients  {settings.clients} ({len(gateway.clients)})"
-    elif is_loopback(settings.host):
+    elif for_this_machine(settings):
         yield "  clients  none: whoever is on this machine may use it, and nobody else can reach it"
     else:
         yield "  warning  open to anyone who can reach it: they spend your providers' keys"

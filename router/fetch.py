@@ -20,6 +20,7 @@ import httpx
 
 from router import __version__
 from router.errors import RouterError, UsageError
+from router.exposure import is_loopback
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Resolver = Callable[[str, int], Awaitable[Sequence[str]]]
@@ -243,16 +244,6 @@ def shown_url(url: str) -> str:
     place = rest.split("?")[0].split("#")[0]
     authority, slash, path = place.partition("/")
     return f"{head}://{authority.rpartition('@')[2]}{slash}{path}"
-
-
-def is_loopback(host: str) -> bool:
-    """Whether a host as it is written is this machine."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def is_public(address: Address) -> bool:

@@ -17,7 +17,6 @@ may use the server (``ROUTER_CLIENTS``, ``ROUTER_OPEN_TO_ANYONE``); ``ROUTER_DAS
 
 from __future__ import annotations
 
-import ipaddress
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -140,29 +139,6 @@ def load_settings(**flags: Any) -> tuple[Settings, Policy]:
         section["bundle"] = place.parent / section["bundle"]
     left_open = {name: value for name, value in section.items() if name not in settings.model_fields_set}
     return _checked({**left_open, **given, "policy": place}), policy
-
-
-def check_exposure(settings: Settings) -> None:
-    """Without client keys a server listens on the loopback interface only, unless told otherwise in so many words.
-
-    Raises
-    ------
-    UsageError
-        Anybody who reaches the address could use the server's provider keys.
-    """
-    if settings.clients is None and not settings.open_to_anyone and not is_loopback(settings.host):
-        raise UsageError(
-            f"anybody who reaches {settings.host} could spend your providers' keys: start with --clients FILE, "
-            "which `router keys new NAME --clients FILE` writes, or say --open-to-anyone"
-        )
-
-
-def is_loopback(host: str) -> bool:
-    """Whether an address to listen on is reached from this machine alone."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def policy_source(settings: Settings) -> Source:

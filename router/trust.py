@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from router.errors import PolicyError, UsageError
-from router.fetch import is_loopback
+from router.exposure import is_loopback
 from router.policy import Policy, Problem, Target, printable
 
 SETTING = "--allow-key (ROUTER_ALLOWED_KEYS)"
