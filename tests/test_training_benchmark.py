@@ -15,27 +15,16 @@ from router.encoder import OnnxEncoder
 from router.errors import UsageError
 from router.features import Features
 from router.predictor import Prediction
-from training import benchmark as module
+from training import comparison
 from training.baselines import matrix_factorisation, prompt_length
-from training.benchmark import (
-    FITTED,
-    METHODS,
-    ORDERS,
-    Absent,
-    Benchmark,
-    Table,
-    Task,
-    benchmark,
-    code_version,
-    cross_validated,
-    few_shot,
-    run,
-)
+from training.benchmark import Benchmark, benchmark
+from training.comparison import FITTED, METHODS, ORDERS, Table, Task, code_version, run
 from training.dataset import Dataset
 from training.evaluation import Fold
 from training.metrics import apgr, cost_quality_curve
 from training.peers import PeerError, PeerScores, peer_scores
 from training.tables import benchmark_markdown
+from training.tasks import Absent, cross_validated, few_shot
 
 Floats = NDArray[np.float64]
 ROWS = 240
@@ -94,8 +83,8 @@ def quick_peer(name: str, prompts: Sequence[str], python: str) -> PeerScores:
 @pytest.fixture(scope="module", autouse=True)
 def _quick() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "learned_fold", quick_fold)
-        patch.setattr(module, "peer_scores", quick_peer)
+        patch.setattr(comparison, "learned_fold", quick_fold)
+        patch.setattr(comparison, "peer_scores", quick_peer)
         yield
 
 
@@ -164,14 +153,14 @@ def test_the_same_seed_gives_the_same_figures_from_the_cache_and_without(
         raise AssertionError("computed again")
 
     with monkeypatch.context() as patch:
-        patch.setattr(module, "learned_fold", fail)
-        patch.setattr(module, "BASELINES", {})
-        patch.setattr(module, "peer_scores", fail)
+        patch.setattr(comparison, "learned_fold", fail)
+        patch.setattr(comparison, "BASELINES", {})
+        patch.setattr(comparison, "peer_scores", fail)
         again = run(task, resamples=100, jobs=1)
     assert [table.as_dict() for table in again] == [table.as_dict() for table in tables]
     monkeypatch.setenv("ROUTER_CACHE_DIR", str(tmp_path))
     quick = replace(task, runs=(task.runs[0][:1],), parts={})
-    monkeypatch.setattr(module, "PEERS", {})
+    monkeypatch.setattr(comparison, "PEERS", {})
     one, two = run(quick, resamples=20, jobs=1), run(quick, resamples=20, jobs=1)
     assert one[0].as_dict() == two[0].as_dict()
     json.dumps(one[0].as_dict(), allow_nan=False)
@@ -183,7 +172,7 @@ def test_a_change_to_the_estimator_leaves_the_baselines_scores(
     before = {method: code_version(method) for method in FITTED}
     for name in ("baselines.py", "calibration.py", "dataset.py", "estimator.py", "threshold.py"):
         (tmp_path / name).write_text("", encoding="utf-8")
-    monkeypatch.setattr(module, "__file__", str(tmp_path / "benchmark.py"))
+    monkeypatch.setattr(comparison, "__file__", str(tmp_path / "comparison.py"))
     changed = {method: code_version(method) for method in FITTED}
     (tmp_path / "estimator.py").write_text("x = 1", encoding="utf-8")
     again = {method: code_version(method) for method in FITTED}

@@ -750,7 +750,7 @@ def test_benchmark_measures_reports_and_draws(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Seconds: five fits of the estimator. CodeRouterBench's shape: the cheapest model against the best, in dollars."""
-    monkeypatch.setattr("training.benchmark.PEERS", {})  # each is a process
+    monkeypatch.setattr("training.comparison.PEERS", {})  # each is a process
     folder = tmp_path / "coderouterbench"
     folder.mkdir()
     lines = ["task_id,dimension,model,score,cost_usd"]

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from synthetic import NoEncoder, labelled
 
 from router.errors import DatasetError, UsageError
-from training.benchmark import FITTED, Benchmark, benchmark_rows
+from training.benchmark import Benchmark, benchmark_rows
+from training.comparison import FITTED
 from training.dataset import Dataset
 from training.plot import few_rows_figure, guarantee_figure, ladder_figure, methods_figure, reliability_figure
 from training.results import Results, read_results, results_of

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from training.benchmark import Table
+from training.comparison import Table
 from training.guarantee_study import GuaranteeStudy
 from training.ladder import LadderReport
 from training.metrics import Calibration, Interval

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from router.errors import DatasetError
-from training.benchmark import FITTED
+from training.comparison import FITTED
 from training.guarantee_study import GuaranteeStudy, LossFigures, RuleFigures
 from training.ladder import LadderReport
 from training.metrics import Calibration, CalibrationFigures, ReliabilityBin

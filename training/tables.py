@@ -6,8 +6,9 @@ import math
 
 from rich.table import Table
 
-from training.benchmark import Benchmark, Line
-from training.benchmark import Table as BenchmarkTable
+from training.benchmark import Benchmark
+from training.comparison import Line
+from training.comparison import Table as BenchmarkTable
 from training.evaluation import Report
 from training.findings import percent, says, says_calibration, says_steps, says_study
 from training.guarantee_study import GuaranteeStudy
