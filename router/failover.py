@@ -27,6 +27,7 @@ from typing import Generic, Literal, TypeVar
 
 from anyio import CapacityLimiter, WouldBlock
 
+from router.backoff import backoff
 from router.dispatch import Destination
 from router.errors import RequestError, UpstreamError
 from router.metrics import Metrics
@@ -376,9 +377,7 @@ class Failover:
         asked = self._retry_after(error)
         if asked is not None:
             return asked if asked <= _PATIENCE_SECONDS else None
-        longest = min(_BACKOFF_SECONDS * 2**retry, _LONGEST_BACKOFF_SECONDS)
-        # Half of it by chance: requests that failed together do not come back together.
-        return self._uniform(longest / 2, longest)
+        return backoff(retry + 1, _BACKOFF_SECONDS, _LONGEST_BACKOFF_SECONDS, self._uniform)
 
     def failed(self, place: Place, to: Destination, error: UpstreamError) -> None:
         """Remember a failure, and say so where it means something beyond this request."""

@@ -22,7 +22,6 @@ import hashlib
 import json
 import logging
 import os
-import random
 import threading
 import time
 from collections import deque
@@ -36,6 +35,7 @@ import platformdirs
 from sqlalchemy import Engine
 from sqlalchemy.engine import URL
 
+from router.backoff import backoff
 from router.entry import Entry, now
 from router.errors import LedgerError
 from router.ledger_migrations import migrate
@@ -486,9 +486,7 @@ class Ledger:
 
     def _is_away(self, error: Exception) -> None:
         self._pauses += 1
-        pause = min(_FIRST_PAUSE * 2 ** min(self._pauses - 1, 16), _LONGEST_PAUSE)
-        # Servers that lost the database together do not come back together.
-        self._try_again = time.monotonic() + pause * random.uniform(0.5, 1.0)
+        self._try_again = time.monotonic() + backoff(self._pauses, _FIRST_PAUSE, _LONGEST_PAUSE)
         with self._changed:
             first = not self._stats.away
             self._count(failures=1)

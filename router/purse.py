@@ -16,6 +16,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
+from router.backoff import backoff
 from router.budgets import SECOND, Count, Limit, Pace, Pacing
 from router.entry import now
 from router.errors import BudgetError
@@ -526,8 +527,7 @@ class Purse:
 
     def _is_away(self, error: BudgetError | None = None) -> None:
         self._pauses += 1
-        pause = min(_FIRST_PAUSE * 2 ** min(self._pauses - 1, 16), _LONGEST_PAUSE)
-        self._try_again = time.monotonic() + pause
+        self._try_again = time.monotonic() + backoff(self._pauses, _FIRST_PAUSE, _LONGEST_PAUSE)
         with self._changed:
             if not self._stats.away and error is not None:
                 logger.error("%s", error)

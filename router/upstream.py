@@ -44,20 +44,8 @@ class Usage:
 
 
 def usage_of(data: Mapping[str, Any]) -> Usage | None:
-    """The usage in a completion or chunk of OpenAI's dialect; None where it holds none."""
-    usage = data.get("usage")
-    if not isinstance(usage, dict):
-        return None
-    details = _details(usage, "prompt_tokens_details")
-    return _counted(
-        Usage(
-            input=_count(usage.get("prompt_tokens")),
-            output=_count(usage.get("completion_tokens")),
-            cached=_count(details.get("cached_tokens")),
-            cache_write=_count(details.get("cache_creation_tokens") or details.get("cache_write_tokens")),
-            reasoning=_count(_details(usage, "completion_tokens_details").get("reasoning_tokens")),
-        )
-    )
+    """The usage in a completion or chunk of OpenAI's chat completions; None where it holds none."""
+    return _openai_usage(data.get("usage"), "prompt", "completion")
 
 
 def usage_of_messages(data: Mapping[str, Any]) -> Usage | None:
@@ -85,17 +73,21 @@ def usage_of_messages(data: Mapping[str, Any]) -> Usage | None:
 def usage_of_responses(data: Mapping[str, Any]) -> Usage | None:
     """The usage in a response or its last event; None where it holds none."""
     response = data.get("response")
-    usage = (response if isinstance(response, dict) else data).get("usage")
+    return _openai_usage((response if isinstance(response, dict) else data).get("usage"), "input", "output")
+
+
+def _openai_usage(usage: Any, read: str, written: str) -> Usage | None:
+    """A usage in either of OpenAI's dialects, by what each calls the tokens that are read and written."""
     if not isinstance(usage, dict):
         return None
-    details = _details(usage, "input_tokens_details")
+    details = _details(usage, f"{read}_tokens_details")
     return _counted(
         Usage(
-            input=_count(usage.get("input_tokens")),
-            output=_count(usage.get("output_tokens")),
+            input=_count(usage.get(f"{read}_tokens")),
+            output=_count(usage.get(f"{written}_tokens")),
             cached=_count(details.get("cached_tokens")),
-            cache_write=_count(details.get("cache_write_tokens")),
-            reasoning=_count(_details(usage, "output_tokens_details").get("reasoning_tokens")),
+            cache_write=_count(details.get("cache_creation_tokens") or details.get("cache_write_tokens")),
+            reasoning=_count(_details(usage, f"{written}_tokens_details").get("reasoning_tokens")),
         )
     )
 
