@@ -87,13 +87,13 @@ class Account:
 
     async def hold(self, target: str, content: Content | KnownContent, *, force: bool = False) -> Full | None:
         """Hold what the request may cost at a target; what has no room for it, where nothing is held."""
-        return await self._more(worst_case(self._policy.targets[target], content), force=force)
+        return await self._more(self._most(target, content), force=force)
 
     async def hold_again(
         self, target: str, content: Content | KnownContent, earlier: Sequence[Attempt]
     ) -> None:
         """Hold what a further call may cost, beside what the earlier ones were billed; :class:`RequestError`, 402."""
-        most = worst_case(self._policy.targets[target], content) + billed(earlier, content, self._policy)
+        most = self._most(target, content) + billed(earlier, content, self._policy)
         more = most - self._hold.amount
         if more <= 0:
             return
@@ -117,6 +117,11 @@ class Account:
             self._metrics.budget(decision.budget)
         if decision.budget in ("crossed", "held"):
             logger.warning("id=%s budget: a quality of the policy is %s", request, decision.budget)
+
+    def _most(self, target: str, content: Content | KnownContent) -> int:
+        """What to hold for a call: beyond the largest limit more changes nothing, and clients ask for more than a store can count."""
+        enough = max((limit.amount for limit in self.limits), default=0) + 1
+        return min(worst_case(self._policy.targets[target], content), enough)
 
     async def _more(self, amount: int, *, force: bool = False) -> Full | None:
         try:

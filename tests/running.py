@@ -112,15 +112,22 @@ def policy(
 
 
 @contextmanager
+def serve_gateway(gateway: Gateway) -> Iterator[str]:
+    """Serve the router on a free port in a thread of its own, and wait until it can dispatch; yields its URL."""
+    with serve(create_app(gateway=gateway)) as url:
+        # litellm makes pydantic warn while it loads, which no test asked for: it is loaded before they start.
+        deadline = time.monotonic() + 60
+        while gateway.dispatcher.state in ("idle", "loading") and time.monotonic() < deadline:
+            time.sleep(0.01)
+        yield url
+
+
+@contextmanager
 def running(
     environment: Mapping[str, str] = ENVIRONMENT, clients: ClientKeys | None = None, **changes: Any
 ) -> Iterator[Running]:
     """Serve provider and router, each on a free port and in a thread of its own."""
     with provider() as upstream:
         gateway = Gateway(policy(upstream.url, **changes), WordPredictor(), environment, clients)
-        with serve(create_app(gateway=gateway)) as url:
-            # litellm makes pydantic warn while it loads, which no test asked for: it is loaded before they start.
-            deadline = time.monotonic() + 60
-            while gateway.dispatcher.state in ("idle", "loading") and time.monotonic() < deadline:
-                time.sleep(0.01)
+        with serve_gateway(gateway) as url:
             yield Running(url, upstream, gateway)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import logging
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -17,7 +18,7 @@ from typing import Any
 import httpx
 import pytest
 from provider import USAGE, Provider, provider, serve
-from running import ENVIRONMENT, WordPredictor
+from running import ENVIRONMENT, WordPredictor, serve_gateway
 from test_router_app_ledger import policy
 
 from router import purse as purse_module
@@ -90,10 +91,7 @@ def served(
         own = policy(upstream.url, budgets=budgets, **changes)
         purse = Purse(open_store(str(file))).open()
         gateway = Gateway(own, WordPredictor(), ENVIRONMENT, clients, purse=purse)
-        with serve(create_app(gateway=gateway)) as url, httpx.Client(base_url=url, timeout=60) as http:
-            deadline = time.monotonic() + 60
-            while gateway.dispatcher.state in ("idle", "loading") and time.monotonic() < deadline:
-                time.sleep(0.01)
+        with serve_gateway(gateway) as url, httpx.Client(base_url=url, timeout=60) as http:
             yield Served(http, upstream, gateway, file)
 
 
@@ -132,6 +130,20 @@ def test_at_its_limit_a_budget_refuses_in_the_shape_of_the_dialect(
         assert not server.upstream.seen
         assert server.count(kind=1) == Totals(NANO)
         assert 'router_budget_decisions_total{outcome="refused"} 1.0' in server.http.get("/metrics").text
+
+
+@pytest.mark.parametrize(
+    "asked", [{"max_tokens": 10**30}, {"n": 10**30}, {"max_tokens": 10**17, "n": 10**17}]
+)
+def test_an_absurd_request_takes_the_budgets_from_nobody(
+    tmp_path: Path, asked: dict[str, int], caplog: pytest.LogCaptureFixture
+) -> None:
+    """More than a database can count would be held for it."""
+    with served(tmp_path, {"workload": {"month": 5}, "at_limit": "cheapest"}) as server:
+        assert server.ask(**asked).headers["x-router-reason"] == "budget"
+        server.ask(text="an easy question").raise_for_status()
+        server.until(lambda: server.count().requests == 2 and server.count().reserved == 0)
+    assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
 
 
 def test_what_the_most_a_request_may_cost_has_no_room_for_is_not_sent(tmp_path: Path) -> None:

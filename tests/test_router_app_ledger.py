@@ -13,7 +13,7 @@ from typing import Any
 import httpx
 import pytest
 from provider import USAGE, Provider, provider, serve
-from running import ENVIRONMENT, WordPredictor
+from running import ENVIRONMENT, WordPredictor, serve_gateway
 
 from router.app import create_app
 from router.errors import PolicyError
@@ -92,10 +92,7 @@ def served(file: Path, durability: Any = "strict") -> Iterator[Served]:
     with provider() as upstream:
         ledger = Ledger(str(file), durability=durability, flush_seconds=0.02).open()
         gateway = Gateway(policy(upstream.url), WordPredictor(), ENVIRONMENT, ledger=ledger)
-        with serve(create_app(gateway=gateway)) as url:
-            deadline = time.monotonic() + 60
-            while gateway.dispatcher.state in ("idle", "loading") and time.monotonic() < deadline:
-                time.sleep(0.01)
+        with serve_gateway(gateway) as url:
             running = Served(url, upstream, file, ledger, gateway)
             with running.http:
                 yield running

@@ -4,7 +4,6 @@ import gzip
 import json
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,11 +13,10 @@ from typing import Any
 import httpx
 import pytest
 from ledgers import entry
-from provider import provider, serve
-from running import ENVIRONMENT, WordPredictor
+from provider import provider
+from running import ENVIRONMENT, WordPredictor, serve_gateway
 
 import router.cli
-from router.app import create_app
 from router.basis import Basis, state_of
 from router.capability import KnownNeeds
 from router.content import KnownContent
@@ -135,10 +133,7 @@ def served(file: Path, **changes: Any) -> Any:
         )
         ledger = Ledger(str(file), durability="strict").open()
         gateway = Gateway(own, WordPredictor(), ENVIRONMENT, ledger=ledger)
-        with serve(create_app(gateway=gateway)) as url, httpx.Client(base_url=url, timeout=240) as http:
-            deadline = time.monotonic() + 240
-            while gateway.dispatcher.state in ("idle", "loading") and time.monotonic() < deadline:
-                time.sleep(0.01)
+        with serve_gateway(gateway) as url, httpx.Client(base_url=url, timeout=240) as http:
             yield http, own
 
 

@@ -3,7 +3,6 @@ from __future__ import annotations
 import asyncio
 import json
 import sqlite3
-import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import partial
@@ -11,10 +10,9 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from provider import provider, serve
-from running import ENVIRONMENT, WordPredictor
+from provider import provider
+from running import ENVIRONMENT, WordPredictor, serve_gateway
 
-from router.app import create_app
 from router.bundle import default_bundle_dir
 from router.content import Content
 from router.dialects import CHAT
@@ -140,10 +138,7 @@ def test_the_gateway_gets_it_and_the_ledger_has_it(tmp_path: Path) -> None:
         gateway = Gateway(policy, WordPredictor(), ENVIRONMENT, ledger=ledger)
         made = list(traffic(60, days=1, scale=0.01))
         told: list[int] = []
-        with serve(create_app(gateway=gateway)) as url:
-            deadline = time.monotonic() + 240
-            while gateway.dispatcher.state in ("idle", "loading") and time.monotonic() < deadline:
-                time.sleep(0.01)
+        with serve_gateway(gateway) as url:
             first = asyncio.run(
                 send(made, url, concurrency=4, progress=lambda report: told.append(report.sent))
             )
