@@ -119,7 +119,7 @@ class Account:
             logger.warning("id=%s budget: a quality of the policy is %s", request, decision.budget)
 
     def _most(self, target: str, content: Content | KnownContent) -> int:
-        """What to hold for a call: beyond the largest limit more changes nothing, and clients ask for more than a store can count."""
+        """What to hold for a call: beyond the largest limit more changes nothing, and clients ask for more than stores count."""
         enough = max((limit.amount for limit in self.limits), default=0) + 1
         return min(worst_case(self._policy.targets[target], content), enough)
 
