@@ -388,6 +388,7 @@ class _Outbound:
 
     endpoint: Endpoint | None
     body: Mapping[str, Any]
+    hides_usage: bool = False  # the client did not ask for it
 
 
 async def _whole(to: Destination, inbound: Inbound) -> Answer:
@@ -415,6 +416,12 @@ async def _whole(to: Destination, inbound: Inbound) -> Answer:
 async def _events(to: Destination, inbound: Inbound) -> Events:
     """One request and the events of its answer; errors before the first as :class:`UpstreamError`."""
     out = _outbound(to, inbound, stream=True)
+    events = await _begun(to, inbound, out)
+    return _without_usage(events) if out.hides_usage else events
+
+
+async def _begun(to: Destination, inbound: Inbound, out: _Outbound) -> Events:
+    """The events as the provider sends them; errors before the first as :class:`UpstreamError`."""
     dialect, send = inbound.dialect, _sender(to, out)
     try:
         async with asyncio.timeout(to.target.timeout):
@@ -468,7 +475,10 @@ def _outbound(to: Destination, inbound: Inbound, stream: bool) -> _Outbound:
     elif dialect.name == "responses":
         body = {**body, "store": False}
     if stream:
-        return _Outbound(endpoint, {**body, "stream": True})
+        hides = dialect is CHAT and _asks_unasked(to.target, body)
+        if hides:
+            body = {**body, "stream_options": {**(body.get("stream_options") or {}), "include_usage": True}}
+        return _Outbound(endpoint, {**body, "stream": True}, hides)
     return _Outbound(
         endpoint, {field: value for field, value in body.items() if field not in ("stream", "stream_options")}
     )
@@ -587,6 +597,20 @@ _SPEAKS = {
     ("anthropic", False): frozenset(("messages",)),
     ("openai", False): frozenset(("responses",)),
 }
+
+
+def _asks_unasked(target: Target, body: Mapping[str, Any]) -> bool:
+    """Whether a stream's usage is asked for though the client does not; a target's own ``stream_options`` stand."""
+    asked = (body.get("stream_options") or {}).get("include_usage")
+    return target.ask_usage and not asked and "stream_options" not in target.params
+
+
+async def _without_usage(events: Events) -> Events:
+    """The events without the chunk that tells the usage alone; what it tells is kept."""
+    async with contextlib.aclosing(events):
+        async for data, usage in events:
+            alone = usage is not None and not json.loads(data.removeprefix(b"data: ")).get("choices")
+            yield b"" if alone else data, usage
 
 
 async def _worded(chunks: AsyncGenerator[dict[str, Any]], writer: Writer) -> Events:

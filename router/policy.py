@@ -145,6 +145,8 @@ class Target(_Section):
         ``openai/…`` target with an ``api_base``: there they are fields of the body, ``extra_headers`` alone are headers.
     drop_params : bool
         Leave out what the provider does not take, instead of answering 400; not where bodies pass through.
+    ask_usage : bool
+        Ask for the usage of a streamed chat completion also where the client does not, who then does not see it.
     timeout : float
         Seconds until the answer, retries and what was waited between them included, or until a stream's next chunk. The
         wait for a place does not count.
@@ -180,6 +182,7 @@ class Target(_Section):
     prices: Prices | None = None
     params: Mapping[str, Any] = Field(default_factory=dict)
     drop_params: bool = False
+    ask_usage: bool = True
     timeout: Seconds = 600
     retries: Annotated[int, Field(ge=0, le=10)] = 0
     fallbacks: tuple[Name, ...] = ()

@@ -61,6 +61,7 @@ PLAIN_FIELDS = frozenset(
         "prices",
         "params",
         "drop_params",
+        "ask_usage",
         "speaks",
         "timeout",
         "retries",

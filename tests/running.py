@@ -84,6 +84,7 @@ def policy(
         "targets": {
             "cheap": target("small", prices={"input": 1, "output": 4, "cached_read": 0.5}),
             "frontier": target("large"),
+            "silent": target("small", prices={"input": 1, "output": 4}, ask_usage=False),
             "echo": {"echo": True},
             "hang": target("hang", timeout=0.3),
             "patient": target("hang", timeout=60),

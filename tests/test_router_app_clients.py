@@ -147,7 +147,7 @@ def test_over_the_rate_of_tokens(http: httpx.Client) -> None:
 
 
 def test_tokens_that_no_provider_counted_are_estimated(http: httpx.Client) -> None:
-    body = {"messages": [{"role": "user", "content": "x" * 4000}], "model": "balanced", "stream": True}
+    body = {"messages": [{"role": "user", "content": "x" * 4000}], "model": "silent", "stream": True}
     first = http.post(CHAT, json=body, headers=as_("streamer"))
     assert "usage" not in first.text
     second = http.post(CHAT, json=body, headers=as_("streamer"))

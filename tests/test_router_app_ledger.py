@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import sqlite3
 import time
 from collections.abc import Iterator
@@ -42,6 +43,7 @@ def policy(base: str, **changes: Any) -> Policy:
         "targets": {
             "cheap": target("small", SMALL),
             "frontier": target("large", LARGE),
+            "silent": target("small", SMALL, ask_usage=False),
             "broken": target("broken", SMALL, fallbacks=["frontier"]),
             "alone": target("broken", SMALL),
             "midway": target("fails-midway", SMALL),
@@ -164,9 +166,24 @@ def test_a_stream_is_recorded_with_its_usage_and_its_first_event(server: Served)
     assert 0 < row["first_token_us"] <= row["latency_us"]
 
 
+@pytest.mark.parametrize("options", [{}, {"stream_options": {"include_usage": False}}])
+def test_a_stream_is_billed_by_a_usage_that_its_client_did_not_ask_for(
+    server: Served, options: dict[str, Any]
+) -> None:
+    answer = server.http.post(CHAT, json=body(stream=True, model="cheap", **options))
+    events = [json.loads(line[6:]) for line in answer.text.splitlines() if line.startswith("data: {")]
+    assert all(event["choices"] and not event.get("usage") for event in events)
+    assert answer.text.endswith("data: [DONE]\n\n")
+    assert server.upstream.last.body["stream_options"] == {"include_usage": True}
+    row = server.rows()[-1]
+    assert row["usage_estimated"] == 0
+    assert (row["input_tokens"], row["output_tokens"]) == (USAGE["prompt_tokens"], USAGE["completion_tokens"])
+
+
 def test_a_stream_without_usage_is_estimated_and_says_so(server: Served) -> None:
-    with server.http.stream("POST", CHAT, json=body(stream=True)) as answer:
+    with server.http.stream("POST", CHAT, json=body(stream=True, model="silent")) as answer:
         answer.read()
+    assert "stream_options" not in server.upstream.last.body
     row = server.rows()[-1]
     assert row["usage_estimated"] == 1
     assert row["input_tokens"] > 0

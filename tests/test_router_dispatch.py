@@ -349,15 +349,17 @@ def test_an_echo_tells_its_usage_streamed_as_whole(dialect: Any, body: dict[str,
         assert f'"output_tokens":{whole.output}' in text
 
 
-def test_an_echo_that_is_not_asked_for_usage_sends_none() -> None:
+def test_an_echo_that_is_not_asked_for_usage_sends_none_and_counts_it() -> None:
     to = destination("t", Target(echo=True), {}, scrubber([], {}))
 
-    async def streamed() -> str:
+    async def streamed() -> tuple[str, Usage | None]:
         dispatcher = Dispatcher()
         try:
             stream = await dispatcher.stream(to, Inbound(CHAT, {"messages": ASK, "stream": True}))
-            return b"".join([event async for event in stream]).decode()
+            return b"".join([event async for event in stream]).decode(), stream.usage
         finally:
             await dispatcher.close()
 
-    assert '"usage"' not in asyncio.run(streamed())
+    text, usage = asyncio.run(streamed())
+    assert '"usage"' not in text
+    assert usage == Usage(estimate_tokens("hello"), estimate_tokens("[t] hello"))
