@@ -1,9 +1,10 @@
 """Providers that speak the client's dialect: the body goes out as it came, and so comes the answer back.
 
 Nothing is translated, so neither messages nor chunks are taken apart; what a provider adds to the dialect gets
-through, both ways. Only the model's name, the mode in the metadata, another family's reasoning, fields that are
-null and the asking for a stream's usage are the router's to change. Connections, proxies and certificates are those of litellm's HTTP client, which the
-caller hands in. Sending through ``litellm.acompletion`` instead takes three times as long (tests/BENCHMARKS.md).
+through, both ways. Only the model's name, the mode in the metadata, another family's reasoning, fields that are null and
+the asking for a stream's usage are the router's to change. Connections, proxies and certificates are those of litellm's
+HTTP client, which the caller hands in. Sending through ``litellm.acompletion`` instead takes three times as long
+(tests/BENCHMARKS.md).
 """
 
 from __future__ import annotations
