@@ -10,6 +10,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import io
 import json
+import logging
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -149,9 +150,10 @@ def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> None:
 @pytest.fixture
 def router_command(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> Callable[..., tuple[int, str, str]]:
+) -> Iterator[Callable[..., tuple[int, str, str]]]:
     """The command `router` in this process and a directory of its own: status, standard output, standard error."""
     import router.cli
+    from router.logs import configuration
 
     monkeypatch.chdir(tmp_path)
 
@@ -163,7 +165,12 @@ def router_command(
         output = capsys.readouterr()
         return int(ended.value.code or 0), output.out, output.err
 
-    return call
+    yield call
+    # `serve` logs to the standard error of its test, which is closed behind it.
+    for handler in [handler for handler in logging.root.handlers if type(handler) is logging.StreamHandler]:
+        logging.root.removeHandler(handler)
+    for name in configuration("info", "text")["loggers"]:
+        logging.getLogger(name).setLevel(logging.NOTSET)
 
 
 @pytest.fixture
