@@ -1,13 +1,14 @@
 """Bundle + prompts → qualities and score; numpy only.
 
-The estimator is a stack of five parts. Each predicts the quality of every target from features; their predictions
+The estimator is a stack of parts. Each predicts the quality of every target from features; their predictions
 are added with weights found on rows that the parts were not fitted on, and the sums are calibrated:
 
 - ``words``: logistic regression on hashed word 1- and 2-grams, TF-IDF weighted;
 - ``kernel``: kernel ridge regression on dense features and a projection of the embedding, at some training prompts;
 - ``trees``: gradient-boosted trees on dense features and the leading axes of that projection;
-- ``linear``: ridge regression on the embedding and piecewise-linear dense features;
-- ``factors``: logistic regression on the embedding, of all targets together: what one teaches about difficulty serves all.
+- ``factors``: logistic regression on the embedding, of all targets together: what one teaches about difficulty serves all;
+- ``linear``: ridge regression on the embedding and piecewise-linear dense features; of bundles that have it, which are
+  fitted no more.
 
 Beside them stands the novelty of a prompt: how unlike the training prompts it is, and so how little the stack knows of it.
 

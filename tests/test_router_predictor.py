@@ -16,7 +16,6 @@ from synthetic import labelled
 from router.features import NGRAM_BUCKETS, Features, Prompt, prompt_from_messages, prompt_from_text
 from router.predictor import (
     KERNEL_WIDTH,
-    PARTS,
     Prediction,
     Predictor,
     calibrate,
@@ -335,7 +334,7 @@ def test_a_prompt_scores_the_same_alone_and_among_others(
     together = tiny_predictor.predict_features(features)
     for row in range(0, len(prompts), 8):
         alone = features.take(np.array([row]))
-        for part in PARTS:
+        for part in tiny_predictor.manifest.parts:
             assert predict_part(part, alone, tiny_predictor._arrays)[0] == pytest.approx(
                 predict_part(part, features, tiny_predictor._arrays)[row], abs=1e-6
             ), part

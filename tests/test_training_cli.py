@@ -250,7 +250,7 @@ def test_fit_writes_a_bundle_that_serves(run: Run, few_file: Path, tmp_path: Pat
     report = strictly(out)
     assert report["bundle"] == "b"
     assert report["targets"] == ["weak", "strong"]
-    assert report["parts"] == ["words", "trees", "linear", "factors"]
+    assert report["parts"] == ["words", "trees", "factors"]
     manifest = read_manifest(tmp_path / "b")
     assert manifest.seed == 2
     assert json.loads(manifest.model_dump_json()) == {k: v for k, v in report.items() if k != "bundle"}

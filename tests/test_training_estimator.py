@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from synthetic import Labelled, labelled
 
 from router.predictor import PARTS, Array, Prediction, predict_part, prepare
-from training.estimator import QualityEstimator, fit_parts, fit_stack, source_weights
+from training.estimator import STACKED, QualityEstimator, fit_parts, fit_stack, source_weights
 from training.metrics import apgr, cost_quality_curve, expected_calibration_error
 
 Floats = NDArray[np.float64]
@@ -44,9 +44,9 @@ def test_the_stack_beats_each_of_its_parts_where_each_sees_another_signal(
     seen: Labelled, fresh: Labelled, estimator: QualityEstimator
 ) -> None:
     together = ranked(estimator.predict(fresh.features).score, fresh)
-    arrays = prepare(fit_parts(seen.features, seen.quality, PARTS, 0))
+    arrays = prepare(fit_parts(seen.features, seen.quality, STACKED, 0))
     alone = {}
-    for part in PARTS:
+    for part in STACKED:
         quality = predict_part(part, fresh.features, arrays)
         alone[part] = ranked(quality[:, 1] - quality[:, 0], fresh)
     assert min(alone.values()) > 0.55, alone  # each has learned something
@@ -151,7 +151,7 @@ def test_three_targets() -> None:
 
 def test_without_neighbours_no_embedding_is_kept() -> None:
     data = labelled(150)
-    parts = [part for part in PARTS if part != "kernel"]
+    parts = [part for part in STACKED if part != "kernel"]
     arrays = fitted(data, parts=parts).arrays_
     assert not [name for name in arrays if name.startswith("kernel")]
     assert max(len(array) for array in arrays.values() if array.ndim == 2 and array.shape[1] == 16) < 150

@@ -10,8 +10,9 @@ from synthetic import Labelled, labelled
 
 from router.errors import DatasetError, UsageError
 from router.features import Features
-from router.predictor import PARTS, Predictor
+from router.predictor import Predictor
 from training.dataset import Dataset, load_dataset
+from training.estimator import STACKED
 from training.evaluation import Report, crossval, evaluate, groups_by, pair_rows, report_of
 from training.metrics import apgr, cost_quality_curve
 from training.sources import convert
@@ -66,7 +67,7 @@ def test_a_report_names_what_the_contract_names(report: Report) -> None:
     assert fields["n"] == 360
     assert {"weak_quality", "strong_quality", "calibration_error", "by_source", "seen"} <= fields.keys()
     baselines = {"average", "tfidf_logistic", "minilm_knn", "prompt_length", "random", "oracle"}
-    assert set(fields["methods"]) == {"learned", *PARTS, *baselines}
+    assert set(fields["methods"]) == {"learned", *STACKED, *baselines}
     for name, figures in fields["methods"].items():
         assert {"apgr", "apgr_ci", "cpt50", "cpt80", "strong_share_at_95"} <= figures.keys(), name
         assert figures["cost_saving_at_95"] is not None
@@ -81,7 +82,7 @@ def test_the_learned_router_stands_between_random_and_the_oracle(report: Report,
     assert 0.45 < figures["random"].apgr < 0.55
     assert figures["learned"].apgr > 0.62
     assert figures["oracle"].apgr > figures["learned"].apgr
-    assert figures["learned"].apgr > max(figures[part].apgr for part in PARTS) - 0.02
+    assert figures["learned"].apgr > max(figures[part].apgr for part in STACKED) - 0.02
     assert report.weak_quality == rows.quality[:, 0].mean()
     assert report.calibration_error < 0.15
 

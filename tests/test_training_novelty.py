@@ -8,8 +8,8 @@ from numpy.typing import NDArray
 from synthetic import Labelled, labelled
 
 from router.features import NGRAM_BUCKETS, prompt_from_messages, prompt_from_text
-from router.predictor import PARTS, Arrays, Predictor, novelty, novelty_signs, predict, prepare, project
-from training.estimator import QualityEstimator, fit_idf, fit_parts, fit_projection
+from router.predictor import Arrays, Predictor, novelty, novelty_signs, predict, prepare, project
+from training.estimator import STACKED, QualityEstimator, fit_idf, fit_parts, fit_projection
 from training.novelty import (
     FLAGGED,
     MAXIMUM_SOURCES,
@@ -222,4 +222,4 @@ def test_the_manifest_and_the_card_say_how_many_are_flagged(tiny_predictor: Pred
     assert 0 <= manifest.metrics["novelty"]["flagged"] <= 0.12  # 150 rows
     assert manifest.metrics["novelty"]["by_source"].keys() == {"sample"}
     assert "is flagged" in tiny_predictor.bundle.card
-    assert set(manifest.parts) == set(PARTS)
+    assert set(manifest.parts) == set(STACKED)

@@ -14,9 +14,9 @@ from router.bundle import load_bundle, read_manifest, write_manifest
 from router.encoder import OnnxEncoder
 from router.errors import BundleError, DatasetError, UsageError
 from router.features import FEATURES_VERSION, Features
-from router.predictor import PARTS, Predictor, load_predictor
+from router.predictor import Predictor, load_predictor
 from training.dataset import Dataset, load_dataset
-from training.estimator import INNER_FOLDS
+from training.estimator import INNER_FOLDS, STACKED
 from training.metrics import apply_threshold
 from training.train import (
     MINIMUM_ROWS,
@@ -76,7 +76,7 @@ def test_the_manifest_tells_what_the_bundle_was_made_of(
     assert (manifest.encoder.name, manifest.encoder.hash) == (encoder.name, encoder.hash)
     assert manifest.features_version == FEATURES_VERSION
     assert manifest.seed == 7
-    assert manifest.parts == PARTS
+    assert manifest.parts == STACKED
     assert {"router", "numpy", "scikit-learn", "onnxruntime", "tokenizers"} <= manifest.versions.keys()
     (dataset,) = manifest.datasets
     assert dataset.name == tiny_file.name
@@ -151,7 +151,7 @@ def test_the_same_seed_gives_the_same_bundle(
 def test_without_neighbours_the_card_does_not_speak_of_embeddings(
     few: tuple[Dataset, Features], encoder: OnnxEncoder, tmp_path: Path
 ) -> None:
-    parts, steps = [part for part in PARTS if part != "kernel"], []
+    parts, steps = [part for part in STACKED if part != "kernel"], []
     fit(*few, encoder, tmp_path / "none", parts=parts, progress=lambda: steps.append(1))
     assert len(steps) == INNER_FOLDS + 1
     bundle = load_bundle(tmp_path / "none")

@@ -338,9 +338,8 @@ def fit(
 ) -> None:
     """Train a bundle."""
     from router.bundle import check_destination
-    from router.predictor import PARTS
     from training.card import flagged_words
-    from training.estimator import INNER_FOLDS
+    from training.estimator import INNER_FOLDS, STACKED
     from training.train import fit as run
 
     names = _targets(weak, strong, targets, ladder, prices_file)
@@ -349,7 +348,7 @@ def fit(
     _check_order(dataset)
     chosen = _encoder(encoder)
     features = _features(dataset, chosen)
-    parts = tuple(part for part in PARTS if not (no_neighbours and part == "kernel"))
+    parts = tuple(part for part in STACKED if not (no_neighbours and part == "kernel"))
     with _bars() as bars:
         bar = bars.add_task("fitting", total=INNER_FOLDS + 1)
         result = run(

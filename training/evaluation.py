@@ -16,7 +16,7 @@ from router.features import Features
 from router.predictor import PARTS, Prediction, Predictor, predict_part, prepare
 from training.baselines import BASELINES, minilm_knn, standardised_mean, tfidf_logistic
 from training.dataset import Dataset, split_folds
-from training.estimator import QualityEstimator, source_weights
+from training.estimator import STACKED, QualityEstimator, source_weights
 from training.metrics import (
     QUALITY_BAR,
     Calibration,
@@ -131,7 +131,7 @@ def crossval(
     repeats: int = 1,
     groups: ArrayLike | None = None,
     seed: int = 0,
-    parts: Sequence[str] = PARTS,
+    parts: Sequence[str] = STACKED,
     jobs: int = -1,
     progress: Callable[[], None] = lambda: None,
 ) -> Report:
@@ -281,7 +281,7 @@ def learned_fold(
     train: NDArray[np.intp],
     test: NDArray[np.intp],
     *,
-    parts: Sequence[str] = PARTS,
+    parts: Sequence[str] = STACKED,
     seed: int = 0,
 ) -> Fold:
     """Fit the estimator on the rows ``train`` of a pair's dataset and predict the rows ``test``."""

@@ -19,10 +19,10 @@ from threadpoolctl import threadpool_limits
 
 from router.errors import DatasetError
 from router.features import Features
-from router.predictor import PARTS, Prediction, Predictor, unit_rows
+from router.predictor import Prediction, Predictor, unit_rows
 from training.baselines import CLUSTERS, NEAREST_CLUSTERS, nearest_rows
 from training.dataset import Dataset, split_folds
-from training.estimator import QualityEstimator, source_weights
+from training.estimator import STACKED, QualityEstimator, source_weights
 from training.metrics import QUALITY_BAR
 from training.sweep import (
     LadderFigures,
@@ -192,7 +192,7 @@ def crossval_targets(
     folds: int = 5,
     groups: ArrayLike | None = None,
     seed: int = 0,
-    parts: Sequence[str] = PARTS,
+    parts: Sequence[str] = STACKED,
     jobs: int = -1,
     progress: Callable[[], None] = lambda: None,
 ) -> LadderReport:

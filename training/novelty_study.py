@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from router.features import Features
-from router.predictor import PARTS, Arrays, novelty, predict, prepare
+from router.predictor import Arrays, novelty, predict, prepare
 from training.dataset import Dataset, split_folds
-from training.estimator import fit_idf, fit_projection
+from training.estimator import STACKED, fit_idf, fit_projection
 from training.metrics import auc, evaluate_scores, outcome_of, random_strong_share_at
 from training.novelty import fit_novelty
 
@@ -198,7 +198,7 @@ def _routed(
     name: str, dataset: Dataset, features: Features, arrays: Arrays, threshold: float, seed: int
 ) -> Routed:
     weak, strong = dataset.quality.T
-    prediction = predict(features, arrays, dataset.targets, PARTS)
+    prediction = predict(features, arrays, dataset.targets, STACKED)
     score, flagged = prediction.score, prediction.unfamiliar
 
     def served(ranking: Floats, to_strong: Mask) -> Served:

@@ -30,11 +30,11 @@ from router.bundle import (
 )
 from router.errors import DatasetError, UsageError
 from router.features import FEATURES_VERSION, Encoder, Features, extract
-from router.predictor import PARTS, PROBE_DIMENSIONS, Prediction, Predictor, load_predictor, predict, prepare
+from router.predictor import PROBE_DIMENSIONS, Prediction, Predictor, load_predictor, predict, prepare
 from training.card import write_card
 from training.dataset import Dataset
 from training.embeddings import embed
-from training.estimator import QualityEstimator, source_weights
+from training.estimator import STACKED, QualityEstimator, source_weights
 from training.evaluation import Report, pair_rows, report_of
 from training.guarantee import guaranteed_threshold
 from training.ladder_threshold import curve_of_ladder, ladder_for_quality
@@ -86,7 +86,7 @@ def fit(
     out: Path,
     *,
     seed: int = 0,
-    parts: Sequence[str] = PARTS,
+    parts: Sequence[str] = STACKED,
     command: str = "",
     progress: Callable[[], None] = lambda: None,
 ) -> Fit:
