@@ -477,7 +477,7 @@ def test_a_probe_with_another_score_is_caught(bundle_copy: Path, score: float) -
         load_predictor(bundle_copy)
 
 
-@pytest.mark.parametrize("name", ["words.coef", "stack.weight", "gain.y", "linear.intercept"])
+@pytest.mark.parametrize("name", ["words.coef", "stack.weight", "gain.y", "factors.intercept"])
 def test_arrays_that_give_other_scores_are_caught(tiny_bundle: Path, encoder: OnnxEncoder, name: str) -> None:
     bundle = load_bundle(tiny_bundle)
     for changed in (bundle.arrays[name] * 3 + 0.5, bundle.arrays[name] * np.nan):
