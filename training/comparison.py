@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import itertools
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -442,22 +443,25 @@ def _fitted_scores(
     data = hashlib.sha256(
         "\n".join([task.dataset.digest, encoder_hash, *task.dataset.targets, *task.dataset.ids]).encode()
     ).hexdigest()
+    code = {method: code_version(method) for method in FITTED}
+
+    def call(method: str, r: int, train: Rows, test: Rows) -> tuple[Any, ...]:
+        rows = hashlib.sha256(train.tobytes() + b"|" + test.tobytes()).hexdigest()
+        return method, code[method], data, rows, seed + r, task.dataset, task.features, train, test
+
     folds = [(r, train, test) for r, folds in enumerate(task.runs) for train, test in folds]
-    todo = [(method, *fold) for method in reversed(FITTED) for fold in folds]
-    results = Parallel(n_jobs=jobs, return_as="generator")(
-        delayed(remembered)(
-            method,
-            code_version(method),
-            data,
-            hashlib.sha256(train.tobytes() + b"|" + test.tobytes()).hexdigest(),
-            seed + r,
-            task.dataset,
-            task.features,
-            train,
-            test,
-        )
-        for method, r, train, test in todo
+    # Scores that are kept are read here: to hand all rows to another process takes longer.
+    kept: list[tuple[str, int, Rows, Rows]] = []
+    new: list[tuple[str, int, Rows, Rows]] = []
+    for method in reversed(FITTED):
+        for fold in folds:
+            one = (method, *fold)
+            (kept if remembered.check_call_in_cache(*call(*one)) else new).append(one)
+    results = itertools.chain(
+        (remembered(*call(*one)) for one in kept),
+        Parallel(n_jobs=jobs, return_as="generator")(delayed(remembered)(*call(*one)) for one in new),
     )
+    todo = [*kept, *new]
     progress(0, len(todo))
     for done, ((method, r, _, test), found) in enumerate(zip(todo, results, strict=True), start=1):
         scores[method][r, test] = found["score"]
