@@ -26,8 +26,9 @@ from training.estimator import fit_idf, fit_projection
 
 Floats = NDArray[np.float64]
 
-# The share of rows like those of training that may be flagged.
-FLAGGED = 0.05
+# The share of rows like those of training that the cuts are drawn for: a fifth less than the 5 % that may be flagged, for
+# arrays that differ from fold to fold cost the promise its exactness (drawn for .05, held-out MMLU had 5.1 %, GSM8K 5.7).
+FLAGGED = 0.04
 # A smaller source shares a distance with the other small ones.
 MINIMUM_ROWS = 60
 # More sources than these cost more than they tell; the largest are kept apart.
