@@ -35,8 +35,8 @@ def test_the_cut_is_the_conformal_quantile() -> None:
     values = np.arange(1.0, 100.0)  # 99 rows: ⌈100 · .96⌉ = 96
     assert conformal_cut(values) == 96.0
     assert conformal_cut(values[::-1], flagged=0.1) == 90.0
-    assert conformal_cut(values[:19]) == 19.0
-    assert conformal_cut(values[:18]) == np.inf  # 19 rows are the least that can speak of one in twenty
+    assert conformal_cut(values[:24]) == 24.0
+    assert conformal_cut(values[:23]) == np.inf  # 24 rows are the least that can speak of one in twenty-five
 
 
 @pytest.mark.parametrize("n", [60, 200, 1_000])
