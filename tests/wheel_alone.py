@@ -126,7 +126,7 @@ def _route_p50(port: int) -> float:
     """
     body = json.dumps({"prompt": PROMPT})
     head = (
-        f"POST /v1/route HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {len(body)}"
+        f"POST /v1/route HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: {len(body)}"
     )
     request = f"{head}\r\n\r\n{body}".encode()
     times = []
