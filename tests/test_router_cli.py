@@ -249,6 +249,8 @@ def test_serve(tmp_path: Path) -> None:
         assert answer.json()["choices"][0]["message"]["content"] == "[cheap] hello"
         assert answer.headers["x-router-reason"] == "default"
         assert "server" not in answer.headers
+        # Without keys it is for this machine alone.
+        assert httpx.get(f"{url}/v1/models", headers={"host": "evil.test"}).status_code == 403
     finally:
         errors = ended(process)
     assert process.returncode == 130

@@ -125,9 +125,7 @@ def _route_p50(port: int) -> float:
     server's time.
     """
     body = json.dumps({"prompt": PROMPT})
-    head = (
-        f"POST /v1/route HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: {len(body)}"
-    )
+    head = f"POST /v1/route HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: {len(body)}"
     request = f"{head}\r\n\r\n{body}".encode()
     times = []
     with socket.create_connection(("127.0.0.1", port)) as connection:
